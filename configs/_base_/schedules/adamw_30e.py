@@ -1,0 +1,22 @@
+# Fine-tuning of pretrained networks, all layers.
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(
+        type='LinearLR',
+        start_factor=0.01,
+        end=3,
+        convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        begin=3,
+        end=30,
+        convert_to_iter_based=True),
+]
+
+train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+
+auto_scale_lr = dict(base_batch_size=64)

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/eca_nfnet_l1.py', '../_base_/datasets/image_folder.py',
+    '../_base_/schedules/adamw_30e.py', '../_base_/default_runtime.py',
+    '../_base_/pipelines/crop_320_416.py'
+]
+train_dataloader = dict(dataset=dict(pipeline=_base_.large_train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=_base_.large_test_pipeline))
+test_dataloader = val_dataloader
+model = dict(head=dict(num_classes=2))

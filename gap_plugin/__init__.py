@@ -1,0 +1,21 @@
+"""timm networks as MMPretrain backbones.
+
+Importing this package registers ``TimmFeatureBackbone``, ``GAPNeck``,
+``BNNeck``, ``LinearHead`` and ``Digits`` in MMPretrain's registries and lets
+torch read the checkpoints that MMEngine writes. It does nothing else.
+"""
+
+from .compat import allow_host_checkpoints, check_host
+
+check_host()
+allow_host_checkpoints()
+
+from .datasets import Digits  # noqa: E402
+from .models import (BNNeck, GAPNeck, LinearHead,  # noqa: E402
+                     TimmFeatureBackbone)
+from .version import __version__  # noqa: E402
+
+__all__ = [
+    'BNNeck', 'Digits', 'GAPNeck', 'LinearHead', 'TimmFeatureBackbone',
+    '__version__'
+]

@@ -1,0 +1,143 @@
+"""The two hosts: which versions, what their checkpoints hold, CPU groups.
+
+``mmpretrain`` + ``mmengine`` + ``mmcv-lite`` and the maintained ``onedl-*``
+fork are imported by the same names.
+"""
+
+import os
+import warnings
+from functools import wraps
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, Callable
+
+import torch
+from packaging.version import Version
+
+#: distribution -> lowest tested version, first version that is not tested
+_TESTED = {
+    'mmpretrain': ('1.2.0', '1.3.0'),
+    'mmengine': ('0.10.7', '0.11.0'),
+    'onedl-mmpretrain': ('1.3.6', '1.4.0'),
+    'onedl-mmengine': ('0.10.12', '0.11.0'),
+    'timm': ('1.0.31', '1.1.0'),
+}
+
+_INSTALL = ('pip install "gap_plugin[openmmlab]" (mmpretrain, mmengine, '
+            'mmcv-lite) or pip install "gap_plugin[onedl]" (the maintained '
+            'onedl-* fork)')
+
+
+def check_host() -> None:
+    """Make sure that one host is there.
+
+    Raises:
+        ImportError: If MMPretrain, MMEngine or MMCV is missing; with the two
+            commands that install a host.
+    """
+    missing = [
+        name for name in ('mmpretrain', 'mmengine', 'mmcv')
+        if find_spec(name) is None
+    ]
+    if missing:
+        raise ImportError(f'gap_plugin needs MMPretrain, but '
+                          f'{", ".join(missing)} is not installed: {_INSTALL}'
+                          ) from None
+    for name, (lowest, first_above) in _TESTED.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        if not Version(lowest) <= Version(found) < Version(first_above):
+            warnings.warn(
+                f'{name} {found} is outside of the versions that gap_plugin '
+                f'is tested with: {name}>={lowest},<{first_above}.',
+                stacklevel=3)
+
+
+def allow_host_checkpoints() -> None:
+    """Let MMEngine load its own checkpoints, and no code with them.
+
+    A checkpoint of MMEngine holds a ``HistoryBuffer`` and numpy values, which
+    ``torch.load(weights_only=True)``, the default since torch 2.6, refuses.
+    These classes are put on torch's allow-list by name; entries that are
+    pairs outlive MMEngine's own temporary ones. All loaders of MMEngine are
+    then held to ``weights_only=True``, for those of the fork fall back to
+    full unpickling. Where MMEngine lists its loaders, under
+    ``CheckpointLoader``, is its public place to register others.
+    """
+    from mmengine.logging.history_buffer import HistoryBuffer
+    from mmengine.runner import CheckpointLoader
+
+    import numpy as np
+
+    statistics = {
+        name: getattr(HistoryBuffer, name)
+        for name in ('mean', 'min', 'max', 'current')
+    }
+
+    def restricted_getattr(owner: Any, name: str) -> Callable:
+        if owner is HistoryBuffer and name in statistics:
+            return statistics[name]
+        raise ValueError(
+            f'a checkpoint asks for the attribute {name!r} of {owner!r}; '
+            'only the statistics of HistoryBuffer are given out.')
+
+    core = import_module('numpy._core.multiarray' if hasattr(np, '_core') else
+                         'numpy.core.multiarray')
+    allowed = [(HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+               (restricted_getattr, 'builtins.getattr'),
+               (np.ndarray, 'numpy.ndarray'), (np.dtype, 'numpy.dtype')]
+    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
+        allowed += [(core._reconstruct, f'{module}._reconstruct'),
+                    (core.scalar, f'{module}.scalar')]
+    for code in '?bBhHiIlLqQefdg':
+        kind = type(np.dtype(code))
+        allowed.append((kind, f'numpy.dtypes.{kind.__name__}'))
+    torch.serialization.add_safe_globals(allowed)
+
+    for prefix, loader in list(CheckpointLoader._schemes.items()):
+        if not hasattr(loader, '_weights_only'):
+            CheckpointLoader.register_scheme(
+                prefix, loader=_weights_only(loader), force=True)
+
+
+def _weights_only(loader: Callable) -> Callable:
+    """A loader of MMEngine that unpickles nothing off the allow-list."""
+
+    @wraps(loader)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        # torch's own switch: it wins over what a caller passes
+        before = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+        try:
+            return loader(*args, **kwargs)
+        finally:
+            if before is None:
+                del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
+            else:
+                os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = before
+
+    load._weights_only = True
+    return load
+
+
+def init_cpu_group(launcher: str) -> bool:
+    """Start a gloo group for a launcher on a machine without a GPU.
+
+    MMEngine's own set-up calls ``torch.cuda.set_device``; it is passed over
+    when a group exists.
+
+    Args:
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``. Only
+            ``'pytorch'`` (torchrun) tells torch all that it needs.
+
+    Returns:
+        Whether a group was started.
+    """
+    if (launcher != 'pytorch' or torch.cuda.is_available()
+            or torch.distributed.is_initialized()):
+        return False
+    torch.distributed.init_process_group('gloo')
+    return True

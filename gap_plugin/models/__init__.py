@@ -1,0 +1,7 @@
+"""The registered parts, in the order in which an image passes them."""
+
+from .backbone import TimmFeatureBackbone
+from .head import LinearHead
+from .necks import BNNeck, GAPNeck
+
+__all__ = ['BNNeck', 'GAPNeck', 'LinearHead', 'TimmFeatureBackbone']

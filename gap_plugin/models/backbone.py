@@ -1,0 +1,216 @@
+"""Any timm network as an MMPretrain backbone."""
+
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+
+from ..timm_features import (INPUT_ERRORS, NetworkSpec, create_network,
+                             freeze, layer_depths, prepare, read_features,
+                             refuses)
+
+
+@MODELS.register_module()
+class TimmFeatureBackbone(BaseModule):
+    """A timm network that hands on its last feature map.
+
+    The network is built by ``timm.create_model`` without its classifier and
+    stands in the attribute ``timm_model``. Whatever it gives (NCHW, NHWC,
+    tokens, lists), the output is ``(N, C, h, w)``. What cannot reach the
+    output is taken out of it, so that plain DDP trains every network.
+
+    Args:
+        model_name: Any name that ``timm.create_model`` takes, with or
+            without a weights tag; ``hf-hub:`` and ``local-dir:`` too.
+        pretrained: Whether to load timm's own weights, from the hub or its
+            cache.
+        checkpoint_path: A local file of weights under timm's names
+            (``.safetensors``, ``.pth``, ``.bin``, ``.npz``) or a checkpoint
+            of MMPretrain; a classifier in it is left out.
+        in_channels: Channels of the image; timm adapts the weights of the
+            stem.
+        out_feature: ``'final_conv'``: the output of the network's
+            ``final_conv`` where it has one (before the final activation of
+            an NFNet), else as ``'forward_features'``: timm's last map, after
+            the final activation or norm, what the pretrained classifier saw.
+            ``'pre_logits'``: ``(N, C)`` after timm's own pooling and head
+            layers.
+        out_indices: Levels of timm's ``feature_info`` to give in place of
+            the last map, for FPN-style necks; negative ones count from the
+            end. ``out_feature`` is left at its default then.
+        frozen_stages: -1: nothing; 0: the stem; k: stem and first k stages
+            (by timm's ``group_matcher``); ``'all'``: everything. Frozen
+            parts stay in eval mode and run without autograd.
+        norm_eval: Whether norm layers keep their running statistics.
+        with_cp: Whether to use timm's gradient checkpointing.
+        timm_kwargs: Further arguments of ``timm.create_model``.
+        init_cfg: As everywhere in MMEngine. Never overwrites weights that
+            the arguments above have loaded.
+
+    Attributes:
+        timm_model (nn.Module): The network.
+        out_channels (tuple[int]): Width of each output.
+        out_strides (tuple[int]): Input pixels per position of each output;
+            empty for ``'pre_logits'``.
+        pretrained_cfg (dict): timm's description of the weights.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a name, level or stage does not exist, an argument is
+            not taken by the network, or weights do not fit.
+        ConnectionError: If the weights hub is needed and does not answer.
+        FileNotFoundError: If there is no ``checkpoint_path``.
+    """
+
+    def __init__(self,
+                 model_name: str,
+                 *,
+                 pretrained: bool = False,
+                 checkpoint_path: str | None = None,
+                 in_channels: int = 3,
+                 out_feature: str = 'final_conv',
+                 out_indices: tuple[int, ...] | None = None,
+                 frozen_stages: int | str = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 timm_kwargs: dict[str, Any] | None = None,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg)
+        spec = NetworkSpec(model_name, pretrained, checkpoint_path,
+                           in_channels, dict(timm_kwargs or {}))
+        model, report = create_network(spec)
+        self.model_name = model_name
+        self.in_channels = in_channels
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.pretrained_cfg = model.pretrained_cfg
+        self._image_size = _image_size(spec, model)
+        self._path = prepare(model, out_feature, out_indices,
+                             (in_channels, *self._image_size), spec.key)
+        unused = tuple(f'{m}.' for m in self._path.unused_modules)
+        if report is not None:
+            report.check(model, checkpoint_path, model_name,
+                         unused + self._path.unused_parameters)
+        self.out_channels = self._path.channels
+        self.out_strides = self._path.strides
+        for module in model.modules():  # ClassNumCheckHook would see them
+            module.__dict__.pop('num_classes', None)
+        model.is_init = True  # timm has: MMEngine is not to do it again
+        self.timm_model = model
+
+        self._frozen_modules = freeze(model, frozen_stages)
+        if with_cp:
+            model.set_grad_checkpointing(True)
+        self.train(self.training)
+
+        self._has_weights = pretrained or checkpoint_path is not None
+        self.register_load_state_dict_post_hook(_note_weights)
+        # checkpoints of TIMMBackbone hold what is taken out here
+        self._unused_keys = tuple(f'timm_model.{m}' for m in unused)
+        self._register_load_state_dict_pre_hook(self._drop_unused)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network.
+
+        Args:
+            x: Images ``(N, in_channels, H, W)``, normalised as
+                ``pretrained_cfg`` says.
+
+        Returns:
+            Maps ``(N, C_i, h_i, w_i)``, contiguous; ``((N, C), )`` for
+            ``out_feature='pre_logits'``.
+
+        Raises:
+            ValueError: If the input has another rank or channel count, or a
+                size that the network cannot take.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{self.model_name!r} takes images (N, {self.in_channels}, '
+                f'H, W), got a tensor of shape {tuple(x.shape)}; in_channels '
+                'of the backbone sets the channel count.')
+        try:
+            if self.frozen_stages == 'all':
+                with torch.no_grad():
+                    return read_features(self.timm_model, x, self._path)
+            return read_features(self.timm_model, x, self._path)
+        except INPUT_ERRORS as error:
+            height, width = size = tuple(x.shape[2:])
+            if size == self._image_size or not refuses(
+                    self.timm_model, self._path, tuple(x.shape[1:])):
+                raise
+            own = ' x '.join(map(str, self._image_size))
+            raise ValueError(
+                f'{self.model_name!r} cannot take an image of {height} x '
+                f'{width}: {str(error).strip()[:160]!r}; its own size is '
+                f'{own}, another may need timm_kwargs=dict(img_size=...).'
+            ) from None
+
+    def train(self, mode: bool = True) -> 'TimmFeatureBackbone':
+        """Switch to training, except for what is frozen."""
+        super().train(mode)
+        if mode:
+            for module in self._frozen_modules:
+                module.eval()
+            if self.norm_eval:
+                for module in self.timm_model.modules():
+                    # BN of torch and timm, InstanceNorm, EvoNorm, ...
+                    if 'running_var' in module._buffers:
+                        module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg``, unless weights have been loaded."""
+        if not self._has_weights:
+            super().init_weights()
+
+    def get_layer_depth(self,
+                        param_name: str,
+                        prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning rates.
+
+        Args:
+            param_name: Full name of the parameter.
+            prefix: What stands ahead of this backbone's own names.
+
+        Returns:
+            Depth (0 is the stem) and the number of depths. A parameter
+            outside of the backbone is as deep as can be.
+        """
+        depths = layer_depths(self.timm_model)
+        count = max(depths.values(), default=0) + 2
+        name = param_name.removeprefix(f'{prefix}timm_model.')
+        if not param_name.startswith(prefix) or name not in depths:
+            return count - 1, count
+        return depths[name], count
+
+    def apply(self, fn: Any) -> 'TimmFeatureBackbone':
+        """As ``nn.Module.apply``, but loaded weights are left alone.
+
+        A ``init_cfg`` of the classifier reaches every layer below it by
+        ``apply``: it must not undo a load.
+        """
+        host_init = getattr(fn, '__module__', '') == (
+            'mmengine.model.weight_init')
+        if host_init and self._has_weights:
+            return self
+        return super().apply(fn)
+
+    def _drop_unused(self, state_dict: dict, prefix: str, *_: Any) -> None:
+        keys = tuple(f'{prefix}{k}' for k in self._unused_keys)
+        for key in [k for k in state_dict if keys and k.startswith(keys)]:
+            del state_dict[key]
+
+
+def _note_weights(backbone: TimmFeatureBackbone, _: Any) -> None:
+    """After ``load_state_dict``: there are weights to be kept now."""
+    backbone._has_weights = True
+
+
+def _image_size(spec: NetworkSpec, model: torch.nn.Module) -> tuple[int, int]:
+    """Height and width of an image that the network takes."""
+    size = spec.timm_kwargs.get('img_size')
+    if size is None:
+        return tuple(model.pretrained_cfg['input_size'][1:])
+    return (size, size) if isinstance(size, int) else tuple(size)

@@ -1,0 +1,42 @@
+"""Errors that more than one part gives."""
+
+import inspect
+
+import torch
+from torch import nn
+
+
+def check_width(part: nn.Module, feats: torch.Tensor, width: int) -> None:
+    """Refuse features of another width than a part was built for.
+
+    Args:
+        part: The neck or head, whose name goes into the message.
+        feats: ``(N, C, ...)``.
+        width: The C that it takes.
+
+    Raises:
+        ValueError: With both widths and the backbone's name.
+    """
+    if feats.ndim < 2 or feats.shape[1] != width:
+        name = type(part).__name__
+        given = feats.shape[1] if feats.ndim > 1 else tuple(feats.shape)
+        raise ValueError(
+            f'{name} has in_channels={width}, but {_backbone_name()} gives '
+            f'{given} channels: set in_channels={given} in the {name}.')
+
+
+def _backbone_name() -> str:
+    """The backbone of the model whose forward is running.
+
+    A neck knows nothing of its neighbours; the classifier above it on the
+    stack does. Only looked up for a message.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        backbone = getattr(frame.f_locals.get('self'), 'backbone', None)
+        if isinstance(backbone, nn.Module):
+            return repr(
+                getattr(backbone, 'model_name',
+                        type(backbone).__name__))
+        frame = frame.f_back
+    return 'the part ahead of it'

@@ -1,0 +1,254 @@
+"""Building a timm network with its weights, from arguments that are checked.
+
+Everything goes through ``timm.create_model``: local files are handed to timm
+as the source of its pretrained weights, so that its own filters, stem
+adaptation and position embedding resampling apply to them too.
+"""
+
+import difflib
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, is_model, parse_model_name
+from timm.models import split_model_name_tag
+
+from .weights import KeyReport, first_line, key_report, read_checkpoint
+
+#: timm's name of an argument -> ours, which must be used instead
+_RESERVED = {
+    'model_name': 'model_name',
+    'pretrained': 'pretrained',
+    'checkpoint_path': 'checkpoint_path',
+    'in_chans': 'in_channels',
+    'in_channels': 'in_channels',
+    'out_feature': 'out_feature',
+    'out_indices': 'out_indices',
+    'features_only': 'out_indices',
+    'num_classes': "the head's num_classes",
+    'frozen_stages': 'frozen_stages',
+    'norm_eval': 'norm_eval',
+    'with_cp': 'with_cp',
+    'init_cfg': 'init_cfg',
+}
+
+#: Seconds to wait for an answer of the weights hub. Its client would retry
+#: for most of a minute.
+_HUB_TIMEOUT = 5
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Which timm network to build, and with which weights.
+
+    Args:
+        model_name: Any name that ``timm.create_model`` takes.
+        pretrained: Whether to load timm's own weights.
+        checkpoint_path: A local file of timm-format weights.
+        in_channels: Channels of the input image.
+        timm_kwargs: Further arguments of ``timm.create_model``.
+    """
+
+    model_name: str
+    pretrained: bool = False
+    checkpoint_path: str | None = None
+    in_channels: int = 3
+    timm_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_name, str) or not self.model_name:
+            raise TypeError(
+                f'model_name must be the name of a timm network, got '
+                f'{self.model_name!r}; timm.list_models() lists them.')
+        if not isinstance(self.pretrained, bool):
+            raise TypeError(
+                f'pretrained must be True or False, got {self.pretrained!r}; '
+                'the path of a local file goes into checkpoint_path.')
+        if self.pretrained and self.checkpoint_path:
+            raise ValueError(
+                f'pretrained=True and checkpoint_path='
+                f'{self.checkpoint_path!r} exclude each other: keep the one '
+                'whose weights you want.')
+        if (not isinstance(self.in_channels, int)
+                or isinstance(self.in_channels, bool)
+                or self.in_channels < 1):
+            raise ValueError(f'in_channels must be a positive integer, got '
+                             f'{self.in_channels!r}.')
+        for key in self.timm_kwargs:
+            if key in _RESERVED:
+                raise ValueError(
+                    f'timm_kwargs has {key!r}, which is not passed on: use '
+                    f'{_RESERVED[key]} instead.')
+
+    @property
+    def key(self) -> tuple:
+        """Equal for specs whose networks differ in weights at most."""
+        return (self.model_name, self.in_channels,
+                repr(sorted(self.timm_kwargs.items())))
+
+
+def create_network(
+        spec: NetworkSpec) -> tuple[torch.nn.Module, KeyReport | None]:
+    """Build a timm network without its classifier.
+
+    Args:
+        spec: What to build.
+
+    Returns:
+        The network, and which keys of ``checkpoint_path`` did not match
+        (None when there is no such file).
+
+    Raises:
+        ValueError: If the name is unknown, an argument is not taken by the
+            network, or the weights do not fit.
+        ConnectionError: If the weights hub is needed and does not answer.
+        FileNotFoundError: If there is no ``checkpoint_path``.
+    """
+    _check_name(spec.model_name)
+    overlay: dict[str, Any] = {}
+    if spec.checkpoint_path:
+        tensors = read_checkpoint(spec.checkpoint_path)
+        overlay = dict(source='')  # else a hub name's own source comes first
+        if tensors is None:
+            overlay.update(file=spec.checkpoint_path, custom_load=True)
+        else:
+            overlay.update(state_dict=tensors, custom_load=False)
+    elif spec.pretrained:
+        overlay = _reachable_weights(spec.model_name)
+    with key_report() as report:
+        model = _create(spec, overlay)
+    if overlay:  # publish what timm says of the network, not of the file
+        plain = {}
+        if _is_registered(spec.model_name):
+            plain = get_pretrained_cfg(spec.model_name).to_dict()
+        for key in overlay:
+            model.pretrained_cfg.pop(key, None)
+            if key in plain:
+                model.pretrained_cfg[key] = plain[key]
+    return model, report if spec.checkpoint_path else None
+
+
+def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
+    kwargs = dict(spec.timm_kwargs)
+    if overlay:
+        kwargs['pretrained_cfg_overlay'] = {
+            **kwargs.get('pretrained_cfg_overlay', {}),
+            **overlay
+        }
+    from_file = bool(spec.checkpoint_path)
+    try:
+        return timm.create_model(
+            spec.model_name,
+            pretrained=spec.pretrained or from_file,
+            num_classes=0,
+            in_chans=spec.in_channels,
+            **kwargs)
+    except TypeError as error:
+        if 'unexpected keyword argument' not in str(error):
+            raise
+        raise ValueError(
+            f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} does not '
+            f'take one of them ({first_line(error)}); take it out.') from None
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+        if 'No pretrained weights exist' in str(error):
+            raise ValueError(
+                f'pretrained=True: timm has no weights for '
+                f'{spec.model_name!r}; use pretrained=False, or '
+                'checkpoint_path with weights of your own.') from None
+        if not from_file:
+            raise
+        sizes = str(error).count('size mismatch for')
+        detail = (f'{sizes} tensors of another shape' if sizes else
+                  f'{type(error).__name__}: {first_line(error)[:160]}')
+        raise ValueError(
+            f'checkpoint_path {spec.checkpoint_path!r} does not fit '
+            f'{spec.model_name!r}: {detail}; give the weights of this '
+            'network, or the model_name that they belong to.') from None
+
+
+def _is_registered(name: str) -> bool:
+    return parse_model_name(name)[0] is None
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that timm does not know, and suggest the nearest."""
+    try:
+        source, _ = parse_model_name(name)
+    except ValueError as error:
+        raise ValueError(f'model_name {name!r}: {first_line(error)}') from None
+    if source is not None:
+        return
+    base, tag = split_model_name_tag(name)
+    if not is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), 3, 0.6)
+        hint = (f'did you mean {", ".join(near)}?'
+                if near else 'timm.list_models() lists them all.')
+        raise ValueError(f'model_name {name!r} is no timm network; {hint}')
+    if tag:
+        tags = [
+            split_model_name_tag(n)[1]
+            for n in timm.list_models(f'{base}.*', pretrained=True)
+        ]
+        if tag not in tags:
+            raise ValueError(
+                f'model_name {name!r}: {base!r} has no weights {tag!r}; '
+                f'timm has {", ".join(tags) or "none"}.')
+
+
+def _reachable_weights(name: str) -> dict[str, Any]:
+    """Fail fast when timm's weights are neither cached nor to be had.
+
+    Returns:
+        The overlay that makes timm read the cached file when the hub does
+        not answer; empty when it does.
+    """
+    if not _is_registered(name):
+        source, repo = parse_model_name(name)
+        filename = None
+        if source == 'local-dir':
+            return {}
+    else:
+        cfg = get_pretrained_cfg(name)
+        repo, filename = cfg.hf_hub_id, cfg.hf_hub_filename
+        if not repo:  # another source, or none: timm says what is missing
+            return {}
+    from huggingface_hub import constants, try_to_load_from_cache
+    if _answers(constants.ENDPOINT):
+        return {}
+    repo, _, revision = repo.partition('@')
+    for file in ([filename] if filename else
+                 ['model.safetensors', 'pytorch_model.bin']):
+        cached = try_to_load_from_cache(
+            repo, file, revision=revision or None)
+        if isinstance(cached, str):
+            return dict(file=cached) if filename is None else {}
+    raise ConnectionError(
+        f'pretrained=True: the weights of {name!r} are not in the local '
+        'cache and the hub does not answer; fetch them once on a machine '
+        'with a network and copy its Hugging Face cache (HF_HOME), or save '
+        'them to a file and use checkpoint_path=FILE.')
+
+
+def _answers(endpoint: str) -> bool:
+    """Whether a host answers at all, within seconds, proxies respected."""
+    answers = []
+
+    def ask() -> None:
+        request = urllib.request.Request(endpoint, method='HEAD')
+        try:
+            urllib.request.urlopen(request, timeout=_HUB_TIMEOUT).close()
+        except urllib.error.HTTPError:
+            pass  # it answers, if not with a page
+        except OSError:
+            return
+        answers.append(True)
+
+    # a thread, for looking up a name knows no time limit of its own
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_TIMEOUT)
+    return bool(answers)

@@ -1,0 +1,71 @@
+"""What ``train.py`` and ``test.py`` share: flags, and config to runner."""
+
+import argparse
+import os
+from pathlib import Path
+
+import gap_plugin  # noqa: F401, registers the parts for every config
+import torch
+from gap_plugin.compat import init_cpu_group
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing have in common."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; '
+                        'work_dirs/<name of the config> by default')
+    parser.add_argument('--amp', action='store_true',
+                        help='automatic mixed precision')
+    parser.add_argument('--no-pin-memory', action='store_true',
+                        help='no page-locked memory in the dataloaders')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='change the config: model.backbone.model_name=resnet18, '
+        'lists as key="[a,b]" or key=a,b')
+    parser.add_argument('--launcher', default='none',
+                        choices=['none', 'pytorch', 'slurm', 'mpi'],
+                        help='what started this process')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help='set by torch.distributed.launch')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the shared flags, ``--cfg-options`` last.
+
+    Returns:
+        The config, with a ``work_dir``.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    for name in DATALOADERS:
+        loader = cfg.get(name)
+        if loader is not None:
+            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+            if args.no_pin_memory:
+                loader.pin_memory = False
+    return cfg
+
+
+def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
+    """Build the runner that a config asks for.
+
+    On a machine without a GPU, torchrun's processes talk by gloo.
+    """
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if init_cpu_group(args.launcher):
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None)
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
