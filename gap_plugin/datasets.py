@@ -61,6 +61,5 @@ class Digits(BaseDataset):
             dict(
                 img=np.repeat(images[i, :, :, None], 3, axis=2),
                 img_path=f'digits/{i}.png',
-                gt_label=int(data.target[i]),
-                sample_idx=i) for i in np.flatnonzero(chosen)
+                gt_label=int(data.target[i])) for i in np.flatnonzero(chosen)
         ]

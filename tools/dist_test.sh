@@ -7,7 +7,7 @@ here=$(dirname "$0")
 files=("${@:1:2}")
 processes=${3:?usage: dist_test.sh CONFIG CHECKPOINT PROCESSES [flags]}
 
-torchrun \
+python -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

@@ -7,7 +7,7 @@ here=$(dirname "$0")
 files=("${@:1:1}")
 processes=${2:?usage: dist_train.sh CONFIG PROCESSES [flags]}
 
-torchrun \
+python -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

@@ -4,6 +4,6 @@ _base_ = [
     '../_base_/pipelines/crop_320_416.py'
 ]
 train_dataloader = dict(dataset=dict(pipeline=_base_.large_train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=_base_.large_test_pipeline))
-test_dataloader = val_dataloader
+test_dataloader = val_dataloader = dict(
+    dataset=dict(pipeline=_base_.large_test_pipeline))
 model = dict(head=dict(num_classes=2))

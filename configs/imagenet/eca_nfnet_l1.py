@@ -4,5 +4,5 @@ _base_ = [
     '../_base_/pipelines/crop_320_416.py'
 ]
 train_dataloader = dict(dataset=dict(pipeline=_base_.large_train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=_base_.large_test_pipeline))
-test_dataloader = val_dataloader
+test_dataloader = val_dataloader = dict(
+    dataset=dict(pipeline=_base_.large_test_pipeline))

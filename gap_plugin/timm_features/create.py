@@ -154,11 +154,6 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
             f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} does not '
             f'take one of them ({first_line(error)}); take it out.') from None
     except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-        if 'No pretrained weights exist' in str(error):
-            raise ValueError(
-                f'pretrained=True: timm has no weights for '
-                f'{spec.model_name!r}; use pretrained=False, or '
-                'checkpoint_path with weights of your own.') from None
         if not from_file:
             raise
         sizes = str(error).count('size mismatch for')
@@ -213,8 +208,13 @@ def _reachable_weights(name: str) -> dict[str, Any]:
             return {}
     else:
         cfg = get_pretrained_cfg(name)
+        if not cfg.has_weights:
+            raise ValueError(
+                f'pretrained=True: timm has no weights for {name!r}; use '
+                'pretrained=False, or checkpoint_path with weights of your '
+                'own.')
         repo, filename = cfg.hf_hub_id, cfg.hf_hub_filename
-        if not repo:  # another source, or none: timm says what is missing
+        if not repo:  # a plain address, which timm loads
             return {}
     from huggingface_hub import constants, try_to_load_from_cache
     if _answers(constants.ENDPOINT):

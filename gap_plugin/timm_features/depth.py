@@ -15,17 +15,36 @@ def layer_depths(model: nn.Module, coarse: bool = False) -> dict[str, int]:
         Parameter name -> depth, without gaps.
     """
     if hasattr(model, 'group_matcher'):
-        matcher = model.group_matcher(coarse=coarse)
-        return group_parameters(model, matcher, reverse=True)
-    # 29 networks have no matcher; their levels tell the stages all the same
-    stages = [level['module'] for level in model.feature_info]
-    depths, depth = {}, 0
-    for name, _ in model.named_parameters():
-        for i, stage in enumerate(stages):
-            if f'{name}.'.startswith(f'{stage}.'):
-                depth = max(depth, i + 1)
-        depths[name] = depth
-    return depths
+        try:
+            matcher = model.group_matcher(coarse=coarse)
+        except AssertionError:  # not every matcher knows stages
+            matcher = None
+        if matcher is not None:
+            return group_parameters(model, matcher, reverse=True)
+    return _depths_by_levels(model)
+
+
+def _depths_by_levels(model: nn.Module) -> dict[str, int]:
+    """Stages by ``feature_info``, for networks that have no other.
+
+    A stage is what lies between the ends of two levels; the stem is what
+    lies ahead of the part of the network in which the first level ends.
+    """
+    ends = [level['module'] for level in model.feature_info]
+    names = [name for name, _ in model.named_parameters()]
+    last = {
+        end: max((i for i, name in enumerate(names)
+                  if f'{name}.'.startswith(f'{end}.')), default=-1)
+        for end in ends
+    }
+    trunk = next(end for end in ends if last[end] >= 0).split('.')[0]
+    start = next(i for i, name in enumerate(names)
+                 if name.split('.')[0] == trunk)
+    return {
+        name: min(1 + sum(i > last[end] for end in ends), len(ends))
+        if i >= start else 0
+        for i, name in enumerate(names)
+    }
 
 
 def freeze(model: nn.Module, stages: int | str) -> list[nn.Module]:
@@ -45,6 +64,8 @@ def freeze(model: nn.Module, stages: int | str) -> list[nn.Module]:
     if stages == 'all':
         model.requires_grad_(False)
         return [model]
+    if stages == -1:
+        return []
     depths = layer_depths(model, coarse=True)
     deepest = max(depths.values(), default=0)
     if (not isinstance(stages, int) or isinstance(stages, bool)

@@ -22,6 +22,9 @@ INPUT_ERRORS = (AssertionError, IndexError, NotImplementedError, RuntimeError,
                 TypeError, ValueError)
 
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
 @dataclass(frozen=True)
 class FeaturePath:
     """How the features of one network are read, and what they are.
@@ -75,12 +78,12 @@ def read_features(model: nn.Module, x: torch.Tensor,
     if path.kind == 'vector':
         return (model.forward_head(y, pre_logits=True), )
     if path.kind == 'nhwc':
-        y = y.permute(0, 3, 1, 2).contiguous()
+        y = y.permute(0, 3, 1, 2)
     elif path.kind == 'tokens':
         y = y[:, path.prefix_tokens:]
         h, w = _grid(y.shape[1], x.shape[-2:], path.strides[0])
-        y = y.transpose(1, 2).reshape(y.shape[0], y.shape[2], h, w)
-    return (y, )
+        y = y.transpose(1, 2).unflatten(2, (h, w))
+    return (y.contiguous(), )
 
 
 def _grid(tokens: int, size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -360,10 +363,10 @@ def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
 def _stride(nominal: int, image: int, positions: int) -> int:
     """timm's stride of a level, or the measured one where that is wrong.
 
-    Convolutions without padding lose a border (inception), which leaves the
-    nominal stride right although the map is smaller by a position.
+    Convolutions without padding (inception) lose a few positions at the
+    border: their nominal stride is right although the map is smaller.
     """
-    if abs(positions - image / nominal) < 2:
+    if abs(image / positions / nominal - 1) < 0.25:
         return nominal
     return round(image / positions)
 
@@ -375,7 +378,10 @@ def _unused(model: nn.Module,
     modules: list[str] = []
     for name, module in model.named_modules():
         own = [f'{name}.{n}' for n, _ in module.named_parameters()]
+        # containers are iterated over as well as called: only what is in them
+        # can go
         if (name and own and dead.issuperset(own)
+                and not isinstance(module, _CONTAINERS)
                 and not f'{name}.'.startswith(tuple(f'{m}.' for m in modules))
                 and run.called.isdisjoint(module.modules())):
             modules.append(name)

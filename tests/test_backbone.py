@@ -1,0 +1,582 @@
+"""``TimmFeatureBackbone``: outputs, freezing, weights, errors."""
+
+import copy
+import os
+import re
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint, save_checkpoint
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from networks import TINY, images, raw
+from safetensors.torch import save_file
+from torch import nn
+
+from gap_plugin import TimmFeatureBackbone
+
+
+def build(name='test_resnet', seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return TimmFeatureBackbone(name, **kwargs)
+
+
+def classifier(backbone, **kwargs):
+    return MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=backbone,
+            neck=[
+                dict(type='GAPNeck'),
+                dict(type='BNNeck', in_channels=backbone.out_channels[-1])
+            ],
+            head=dict(
+                type='LinearHead',
+                num_classes=3,
+                in_channels=backbone.out_channels[-1]),
+            **kwargs))
+
+
+def samples(count=2):
+    return [DataSample().set_gt_label(i % 3) for i in range(count)]
+
+
+def one_line(error):
+    text = str(error.value)
+    assert '\n' not in text
+    return text
+
+
+# --- outputs ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('name', [
+    'eca_nfnet_l0', 'eca_nfnet_l1', 'nfnet_l0', 'dm_nfnet_f0', 'test_nfnet',
+    'nf_resnet50'
+])
+def test_final_conv_equals_stem_stages_final_conv_exactly(name, training):
+    backbone = build(name).train(training)
+    model = raw(name).train(training)
+    x = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(1)  # stochastic depth
+    (ours, ) = backbone(x)
+    torch.manual_seed(1)
+    theirs = model.final_conv(model.stages(model.stem(x)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_forward_features_of_an_nfnet_is_after_the_activation():
+    (ours, ) = build('test_nfnet', out_feature='forward_features').eval()(
+        images('test_nfnet'))
+    theirs = raw('test_nfnet').forward_features(images('test_nfnet'))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    (before, ) = build('test_nfnet').eval()(images('test_nfnet'))
+    assert not torch.allclose(ours, before)
+
+
+def test_eca_nfnet_l1_gives_3072_channels_at_stride_32():
+    backbone = build('eca_nfnet_l1').eval()
+    with torch.no_grad():
+        (y, ) = backbone(torch.zeros(1, 3, 416, 416))
+    assert y.shape == (1, 3072, 13, 13)
+    assert backbone.out_channels == (3072, )
+    assert backbone.out_strides == (32, )
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_gradients_equal_those_of_the_bare_network(name):
+    backbone = build(name, out_feature='forward_features').eval()
+    model = raw(name)
+    x = images(name)
+    backbone(x)[0].square().sum().backward()
+    y = model.forward_features(x)
+    if getattr(model, 'num_prefix_tokens', 0):
+        y = y[:, model.num_prefix_tokens:]
+    y.square().sum().backward()
+    theirs = dict(model.named_parameters())
+    for key, parameter in backbone.timm_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[key].grad)
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'volo_d1_224', 'test_convnext'])
+def test_other_image_sizes_give_maps_of_their_proportions(name):
+    kwargs = dict(dynamic_img_size=True) if name == 'test_vit' else {}
+    if name == 'volo_d1_224':
+        kwargs = dict(img_size=(224, 224))
+    backbone = build(name, timm_kwargs=kwargs).eval()
+    (stride, ) = backbone.out_strides
+    size = (224, 224) if name == 'volo_d1_224' else (96, 160)
+    (y, ) = backbone(torch.zeros(1, 3, *size))
+    assert y.shape[2:] == (size[0] // stride, size[1] // stride)
+
+
+def test_gray_images_are_taken_with_one_channel():
+    backbone = build(in_channels=1)
+    assert backbone(torch.zeros(2, 1, 64, 64))[0].shape[1] == (
+        backbone.out_channels[0])
+
+
+def test_building_leaves_the_random_state_as_timm_leaves_it():
+    build('test_nfnet')
+    after_ours = torch.rand(1)
+    raw('test_nfnet')
+    assert torch.equal(after_ours, torch.rand(1))
+
+
+def test_train_and_eval_return_the_module():
+    backbone = build()
+    assert backbone.train() is backbone and backbone.eval() is backbone
+
+
+def test_no_module_keeps_a_number_of_classes():
+    for name in TINY:
+        assert not [
+            m for m in build(name).modules() if hasattr(m, 'num_classes')
+        ]
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'crossvit_tiny_240'])
+def test_deepcopy_computes_the_same(name):
+    backbone = build(name).eval()
+    twin = copy.deepcopy(backbone)
+    torch.testing.assert_close(
+        twin(images(name))[0], backbone(images(name))[0], rtol=0, atol=0)
+
+
+def test_networks_with_a_common_structure_keep_weights_of_their_own():
+    a, b = build(seed=0).eval(), build(seed=1).eval()
+    x = images('test_resnet')
+    assert not torch.allclose(a(x)[0], b(x)[0])
+
+
+# --- freezing --------------------------------------------------------------
+
+
+def state(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'rdnet_tiny',
+                                  'test_efficientnet'])
+@pytest.mark.parametrize('frozen', [0, 2, 'all'])
+def test_frozen_parts_survive_real_steps(name, frozen):
+    model = classifier(build(name, frozen_stages=frozen))
+    for _ in range(3):
+        model.train()
+    fixed = {
+        n for n, p in model.backbone.named_parameters()
+        if not p.requires_grad
+    }
+    assert fixed
+    before = state(model.backbone)
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(
+                type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)))
+    for _ in range(2):
+        losses = model(images(name), samples(), mode='loss')
+        wrapper.update_params(losses['loss'])
+        model.train()
+    after = model.backbone.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert not moved & fixed
+    assert fixed == {
+        n for n, p in model.backbone.named_parameters()
+        if not p.requires_grad
+    }
+    if frozen == 'all':
+        assert not moved
+    else:
+        assert moved  # the rest learns, and its statistics run
+        fixed_modules = {n.rpartition('.')[0] for n in fixed}
+        assert not {
+            k for k in moved if k.rpartition('.')[0] in fixed_modules
+        }
+
+
+def test_frozen_prefix_runs_without_autograd():
+    backbone = build(frozen_stages=2).train()
+    seen = []
+    backbone.timm_model.layer2.register_forward_hook(
+        lambda *args: seen.append(args[2].requires_grad))
+    backbone.timm_model.layer3.register_forward_hook(
+        lambda *args: seen.append(args[2].requires_grad))
+    assert backbone(images('test_resnet'))[0].requires_grad
+    assert seen == [False, True]
+
+
+def test_frozen_all_gives_no_graph_even_for_an_image_that_wants_one():
+    backbone = build(frozen_stages='all').train()
+    x = images('test_resnet').requires_grad_()
+    assert not backbone(x)[0].requires_grad
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
+def test_norm_eval_keeps_statistics_but_trains_weights(name):
+    backbone = build(name, norm_eval=True).train()
+    before = state(backbone)
+    backbone(images(name))[0].sum().backward()
+    norms = [m for m in backbone.modules()
+             if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and not any(m.training for m in norms)
+    assert all(m.weight.grad is not None for m in norms)
+    after = backbone.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_nfnet'])
+def test_checkpointing_gives_the_same_gradients(name):
+    x = images(name)
+    grads = []
+    for with_cp in (False, True):
+        backbone = build(name, with_cp=with_cp)
+        torch.manual_seed(1)
+        backbone(x)[0].square().sum().backward()
+        grads.append({n: p.grad for n, p in backbone.named_parameters()})
+    for key in grads[0]:
+        torch.testing.assert_close(grads[1][key], grads[0][key])
+
+
+def test_layer_wise_decay_constructor_takes_the_depths():
+    import mmpretrain.engine  # noqa: F401, registers the constructor
+    init_default_scope('mmpretrain')
+    model = classifier(build('test_vit'))
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+            constructor='LearningRateDecayOptimWrapperConstructor',
+            paramwise_cfg=dict(layer_decay_rate=0.5)))
+    rates = {
+        g['param_name']: g['lr'] for g in wrapper.optimizer.param_groups
+    }
+    # stem, 6 blocks, head: each layer has half the rate of the next
+    assert rates['head.fc.weight'] == 1.0
+    assert rates['backbone.timm_model.blocks.5.attn.qkv.weight'] == 0.5
+    assert rates['backbone.timm_model.blocks.0.attn.qkv.weight'] == 0.5**6
+    assert rates['backbone.timm_model.patch_embed.proj.weight'] == 0.5**7
+
+
+# --- weights ---------------------------------------------------------------
+
+
+def reference(name='test_vit', seed=5):
+    torch.manual_seed(seed)
+    return timm.create_model(name).eval()
+
+
+def write(model, path, kind):
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    if kind == 'no_classifier':
+        weights = {k: v for k, v in weights.items()
+                   if not k.startswith(('head.', 'fc.', 'classifier.'))}
+    if path.endswith('.safetensors'):
+        save_file(weights, path)
+    elif kind == 'timm_training':
+        torch.save(dict(state_dict=weights, epoch=3, arch='x'), path)
+    elif kind == 'ddp':
+        torch.save({f'module.{k}': v for k, v in weights.items()}, path)
+    else:
+        torch.save(weights, path)
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth', '.bin'])
+@pytest.mark.parametrize('kind', ['plain', 'no_classifier'])
+@pytest.mark.parametrize('name', ['test_vit', 'test_nfnet'])
+def test_checkpoint_path_loads_every_format(tmp_path, suffix, kind, name):
+    model = reference(name)
+    path = str(tmp_path / f'weights{suffix}')
+    write(model, path, kind)
+    check_loaded(build(name, checkpoint_path=path), model, name)
+
+
+@pytest.mark.parametrize('kind', ['timm_training', 'ddp'])
+def test_checkpoint_path_loads_training_checkpoints(tmp_path, kind):
+    model, path = reference(), str(tmp_path / 'weights.pth')
+    write(model, path, kind)
+    check_loaded(build('test_vit', checkpoint_path=path), model)
+
+
+def check_loaded(backbone, model, name='test_vit'):
+    theirs = model.state_dict()
+    ours = backbone.timm_model.state_dict()
+    assert ours and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+    cfg = timm.get_pretrained_cfg(name).to_dict()
+    assert 'state_dict' not in backbone.pretrained_cfg
+    assert backbone.pretrained_cfg['mean'] == cfg['mean']
+    backbone.init_weights()
+    assert all(torch.equal(v, theirs[k]) for k, v in
+               backbone.timm_model.state_dict().items())
+
+
+def test_checkpoint_path_loads_npz(tmp_path):
+    # the layout of the original JAX vision transformers
+    model = reference('vit_tiny_patch16_224')
+    state, arrays = model.state_dict(), {}
+    heads, width = 3, 192
+
+    def put(key, value):
+        arrays[key] = value.numpy()
+
+    put('embedding/kernel',
+        state['patch_embed.proj.weight'].permute(2, 3, 1, 0))
+    put('embedding/bias', state['patch_embed.proj.bias'])
+    put('cls', state['cls_token'])
+    put('Transformer/posembed_input/pos_embedding', state['pos_embed'])
+    put('Transformer/encoder_norm/scale', state['norm.weight'])
+    put('Transformer/encoder_norm/bias', state['norm.bias'])
+    for i in range(12):
+        block, to = f'blocks.{i}', f'Transformer/encoderblock_{i}'
+        for n, norm in (('0', 'norm1'), ('2', 'norm2')):
+            put(f'{to}/LayerNorm_{n}/scale', state[f'{block}.{norm}.weight'])
+            put(f'{to}/LayerNorm_{n}/bias', state[f'{block}.{norm}.bias'])
+        attention = f'{to}/MultiHeadDotProductAttention_1'
+        parts = zip(('query', 'key', 'value'),
+                    state[f'{block}.attn.qkv.weight'].chunk(3),
+                    state[f'{block}.attn.qkv.bias'].chunk(3), strict=True)
+        for part, weight, bias in parts:
+            put(f'{attention}/{part}/kernel',
+                weight.T.reshape(width, heads, width // heads))
+            put(f'{attention}/{part}/bias',
+                bias.reshape(heads, width // heads))
+        put(f'{attention}/out/kernel',
+            state[f'{block}.attn.proj.weight'].T.reshape(
+                heads, width // heads, width))
+        put(f'{attention}/out/bias', state[f'{block}.attn.proj.bias'])
+        for n, fc in (('0', 'fc1'), ('1', 'fc2')):
+            dense = f'{to}/MlpBlock_3/Dense_{n}'
+            put(f'{dense}/kernel', state[f'{block}.mlp.{fc}.weight'].T)
+            put(f'{dense}/bias', state[f'{block}.mlp.{fc}.bias'])
+    path = str(tmp_path / 'weights.npz')
+    np.savez(path, **arrays)
+    check_loaded(
+        build('vit_tiny_patch16_224', checkpoint_path=path), model,
+        'vit_tiny_patch16_224')
+
+
+def test_stem_weights_are_adapted_to_other_channel_counts(tmp_path):
+    model, path = reference('test_resnet'), str(tmp_path / 'w.safetensors')
+    write(model, path, 'plain')
+    backbone = build(checkpoint_path=path, in_channels=1)
+    torch.testing.assert_close(
+        backbone.timm_model.conv1[0].weight,
+        model.conv1[0].weight.sum(1, keepdim=True))
+
+
+def test_checkpoint_of_an_mmpretrain_classifier_loads(tmp_path):
+    source = classifier(build(seed=5))
+    path = str(tmp_path / 'epoch_1.pth')
+    torch.save(dict(meta={}, state_dict=source.state_dict()), path)
+    backbone = build(checkpoint_path=path)
+    for key, value in source.backbone.state_dict().items():
+        assert torch.equal(value, backbone.state_dict()[key])
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext',
+                                  'mobilenetv3_small_050'])
+def test_checkpoint_of_timm_backbone_loads_unchanged(tmp_path, name, caplog):
+    stock = MODELS.build(dict(type='TIMMBackbone', model_name=name))
+    path = str(tmp_path / 'stock.pth')
+    save_checkpoint(dict(state_dict=stock.state_dict()), path)
+    ours = build(name, seed=5)
+    load_checkpoint(ours, path, map_location='cpu', strict=True)
+    by_path = build(name, seed=6, checkpoint_path=path)
+    theirs = stock.state_dict()
+    for backbone in (ours, by_path):
+        for key, value in backbone.state_dict().items():
+            assert torch.equal(value, theirs[key])
+
+
+def test_own_checkpoint_lacks_what_was_taken_out_and_loads(tmp_path):
+    source = build('mobilenetv3_small_050', seed=5)
+    assert not [k for k in source.state_dict() if 'conv_head' in k]
+    path = str(tmp_path / 'own.pth')
+    torch.save(source.state_dict(), path)
+    twin = build('mobilenetv3_small_050', checkpoint_path=path)
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[key])
+
+
+def test_init_cfg_pretrained_loads(tmp_path):
+    source = build(seed=5)
+    path = str(tmp_path / 'own.pth')
+    torch.save(source.state_dict(), path)
+    backbone = build(init_cfg=dict(type='Pretrained', checkpoint=path))
+    backbone.init_weights()
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, backbone.state_dict()[key])
+
+
+@pytest.mark.parametrize('way', ['checkpoint_path', 'load_state_dict'])
+def test_init_cfg_of_the_classifier_does_not_undo_a_load(tmp_path, way):
+    source = build(seed=5)
+    path = str(tmp_path / 'own.pth')
+    torch.save(source.state_dict(), path)
+    init_cfg = [dict(type='Kaiming', layer='Conv2d'),
+                dict(type='Constant', layer='BatchNorm2d', val=7)]
+    if way == 'checkpoint_path':
+        model = classifier(build(checkpoint_path=path), init_cfg=init_cfg)
+    else:
+        model = classifier(build(), init_cfg=init_cfg)
+        model.backbone.load_state_dict(torch.load(path))
+    model.init_weights()
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, model.backbone.state_dict()[key])
+
+
+def test_init_cfg_of_the_classifier_reaches_a_fresh_backbone():
+    model = classifier(
+        build(), init_cfg=dict(type='Constant', layer='Conv2d', val=7))
+    model.init_weights()
+    assert (model.backbone.timm_model.conv1[0].weight == 7).all()
+
+
+def test_init_weights_does_not_draw_timms_weights_again():
+    backbone = build('test_vit')
+    before = state(backbone)
+    backbone.init_weights()
+    assert all(torch.equal(v, before[k])
+               for k, v in backbone.state_dict().items())
+
+
+# --- errors ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kwargs, error, parts', [
+    (dict(model_name='resnet5o'), ValueError, ['resnet5o', 'resnet50']),
+    (dict(model_name='resnet18.nope'), ValueError, ['nope', 'a1_in1k']),
+    (dict(model_name='timm/resnet18'), ValueError, ['hf-hub:timm/resnet18']),
+    (dict(model_name=3), TypeError, ['3', 'list_models']),
+    (dict(out_indices=(0, 9)), ValueError, ['-5 to 4', 'layer4']),
+    (dict(out_indices=(2, 1)), ValueError, ['must rise']),
+    (dict(out_indices=()), ValueError, ['-5 to 4']),
+    (dict(out_feature='last'), ValueError, ['last', 'pre_logits']),
+    (dict(out_feature='pre_logits', out_indices=(1, )), ValueError,
+     ['one of the two']),
+    (dict(frozen_stages=5), ValueError, ['5', '4 = layer4', "'all'"]),
+    (dict(frozen_stages='most'), ValueError, ["'most'", "'all'"]),
+    (dict(in_channels=0), ValueError, ['positive']),
+    (dict(pretrained='a.pth'), TypeError, ['checkpoint_path']),
+    (dict(pretrained=True, checkpoint_path='a.pth'), ValueError,
+     ['exclude']),
+    (dict(timm_kwargs=dict(in_chans=1)), ValueError,
+     ['in_chans', 'in_channels']),
+    (dict(timm_kwargs=dict(num_classes=5)), ValueError, ['num_classes']),
+    (dict(timm_kwargs=dict(dept=5)), ValueError, ['dept', 'test_resnet']),
+    (dict(checkpoint_path='none.pth'), FileNotFoundError, ['none.pth']),
+])
+def test_wrong_argument_is_named_in_one_line(kwargs, error, parts):
+    with pytest.raises(error) as info:
+        build(**{'name': 'test_resnet', **{
+            ('name' if k == 'model_name' else k): v
+            for k, v in kwargs.items()
+        }})
+    text = one_line(info)
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors', '.npz'])
+def test_truncated_checkpoint_is_named(tmp_path, suffix):
+    path = str(tmp_path / f'cut{suffix}')
+    if suffix == '.npz':
+        np.savez(path, a=np.zeros(4000))
+    else:
+        write(reference(), path, 'plain')
+    os.truncate(path, os.path.getsize(path) * 2 // 3)
+    with pytest.raises(ValueError, match='truncated') as info:
+        build('test_vit', checkpoint_path=path)
+    assert path in one_line(info)
+
+
+def test_checkpoint_of_another_kind_is_named(tmp_path):
+    path = tmp_path / 'weights.onnx'
+    path.write_bytes(b'x')
+    with pytest.raises(ValueError, match=re.escape("'.onnx'")):
+        build(checkpoint_path=str(path))
+
+
+@pytest.mark.parametrize('source, target', [
+    ('test_vit', 'test_resnet'),  # nothing fits
+    ('resnet26', 'resnet14t'),  # much fits
+    ('resnet50', 'resnet26'),  # all that is needed is there, and more
+    ('resnet26', 'resnet50'),  # all that is there fits
+])
+def test_checkpoint_of_another_network_is_refused(tmp_path, source, target):
+    path = str(tmp_path / 'weights.safetensors')
+    write(reference(source), path, 'plain')
+    with pytest.raises(ValueError, match='does not fit') as info:
+        build(target, checkpoint_path=path)
+    text = one_line(info)
+    assert path in text and target in text
+    assert re.search(r'\d+ (missing|tensors)', text)
+
+
+class Bomb:
+    """A pickle that leaves a mark when it is run."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.mark}', )
+
+
+def test_pickle_with_code_is_refused_and_not_run(tmp_path):
+    path, mark = str(tmp_path / 'bomb.pth'), tmp_path / 'mark'
+    torch.save(dict(state_dict=dict(a=Bomb(mark))), path)
+    with pytest.raises(ValueError, match='carries pickled code') as info:
+        build(checkpoint_path=path)
+    one_line(info)
+    assert not mark.exists()
+
+
+def test_pretrained_without_network_fails_fast_and_says_what_to_do():
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match='checkpoint_path') as info:
+        build('resnet18', pretrained=True)
+    assert time.perf_counter() - start < 10
+    assert 'resnet18' in one_line(info) and 'cache' in str(info.value)
+
+
+def test_pretrained_without_weights_at_timm_is_named():
+    name = next(n for n in timm.list_models()
+                if not timm.is_model_pretrained(n))
+    with pytest.raises(ValueError, match=f'no weights for .{name}'):
+        build(name, pretrained=True)
+
+
+@pytest.mark.parametrize('shape, part', [
+    ((2, 3, 64), 'N, 3, H, W'),
+    ((2, 1, 64, 64), 'in_channels'),
+    ((2, 3, 0, 64), '0 x 64'),
+])
+def test_wrong_input_is_named(shape, part):
+    with pytest.raises(ValueError, match=re.escape(part)) as info:
+        build()(torch.zeros(shape))
+    assert 'test_resnet' in one_line(info)
+
+
+def test_size_that_a_transformer_cannot_take_is_named():
+    backbone = build('swin_tiny_patch4_window7_224')
+    with pytest.raises(ValueError, match='100 x 100') as info:
+        backbone(torch.zeros(1, 3, 100, 100))
+    assert '224 x 224' in one_line(info) and 'img_size' in str(info.value)
+
+
+def test_error_that_is_not_about_the_size_passes_through():
+    backbone = build()
+
+    def fail(*_):
+        raise RuntimeError('out of memory')
+
+    backbone.timm_model.layer4.forward = fail
+    with pytest.raises(RuntimeError, match='out of memory'):
+        backbone(images('test_resnet'))

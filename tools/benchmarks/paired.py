@@ -1,0 +1,121 @@
+"""Measuring two sides in one run: alternating times, memory per process."""
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def paired_ratio(ours: Callable, theirs: Callable, rounds: int,
+                 warmup: int = 2) -> dict[str, Any]:
+    """Time two functions in turn.
+
+    The order alternates from round to round, so that neither a drift of the
+    machine's speed nor the warmth of its caches favours a side.
+
+    Args:
+        ours: Numerator.
+        theirs: Denominator.
+        rounds: How many pairs to time.
+        warmup: How many pairs to run before.
+
+    Returns:
+        Median ``ratio`` over the pairs, its quartiles, and the median
+        seconds of each side.
+    """
+
+    def seconds(function: Callable) -> float:
+        synchronize()
+        start = time.perf_counter()
+        function()
+        synchronize()
+        return time.perf_counter() - start
+
+    times: list[tuple[float, float]] = []
+    for i in range(warmup + rounds):
+        if i % 2:
+            pair = seconds(ours), seconds(theirs)
+        else:
+            pair = tuple(reversed((seconds(theirs), seconds(ours))))
+        times.append(pair)
+    times = times[warmup:]
+    ratios = [a / b for a, b in times]
+    return dict(
+        ratio=statistics.median(ratios),
+        quartiles=statistics.quantiles(ratios, n=4)[::2],
+        ours_s=statistics.median(a for a, _ in times),
+        theirs_s=statistics.median(b for _, b in times),
+        rounds=rounds)
+
+
+def _measure(build: Callable, args: tuple, queue: Any) -> None:
+    torch.set_num_threads(1)
+    step = build(*args)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        queue.put(torch.cuda.max_memory_allocated() - before)
+        return
+    # the high-water mark of building is passed by a step that is large
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    queue.put((after - before) * 1024)
+
+
+def peak_memory(build: Callable, *args: Any) -> int:
+    """Bytes that one step adds to the peak of a fresh process.
+
+    Args:
+        build: Makes a step, a function without arguments; can be pickled.
+        *args: For ``build``.
+
+    Returns:
+        Resident bytes on a CPU, allocated bytes on a GPU.
+    """
+    context = multiprocessing.get_context('spawn')
+    queue = context.Queue()
+    process = context.Process(target=_measure, args=(build, args, queue))
+    process.start()
+    peak = queue.get()
+    process.join()
+    return peak
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured with."""
+    versions = {}
+    for name in ('torch', 'timm', 'mmpretrain', 'onedl-mmpretrain'):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return dict(
+        versions=versions,
+        python=platform.python_version(),
+        processor=platform.machine(),
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name()
+        if torch.cuda.is_available() else None)
+
+
+def write(path: str, rows: list[dict]) -> None:
+    """Keep the raw figures, with what they were measured on."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(
+        json.dumps(dict(machine=machine(), rows=rows), indent=1) + '\n')
+    print(f'wrote {path}')
