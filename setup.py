@@ -1,5 +1,6 @@
 """Metadata. Neither host is in ``install_requires``: installing one over
-the other breaks both."""
+the other breaks both.
+"""
 
 from pathlib import Path
 

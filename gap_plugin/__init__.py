@@ -10,10 +10,9 @@ from .compat import allow_host_checkpoints, check_host
 check_host()
 allow_host_checkpoints()
 
-from .datasets import Digits  # noqa: E402
-from .models import (BNNeck, GAPNeck, LinearHead,  # noqa: E402
-                     TimmFeatureBackbone)
-from .version import __version__  # noqa: E402
+from .datasets import Digits
+from .models import BNNeck, GAPNeck, LinearHead, TimmFeatureBackbone
+from .version import __version__
 
 __all__ = [
     'BNNeck', 'Digits', 'GAPNeck', 'LinearHead', 'TimmFeatureBackbone',

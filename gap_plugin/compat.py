@@ -6,11 +6,12 @@ fork are imported by the same names.
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from packaging.version import Version
@@ -67,10 +68,9 @@ def allow_host_checkpoints() -> None:
     full unpickling. Where MMEngine lists its loaders, under
     ``CheckpointLoader``, is its public place to register others.
     """
+    import numpy as np
     from mmengine.logging.history_buffer import HistoryBuffer
     from mmengine.runner import CheckpointLoader
-
-    import numpy as np
 
     statistics = {
         name: getattr(HistoryBuffer, name)
@@ -86,7 +86,8 @@ def allow_host_checkpoints() -> None:
 
     core = import_module('numpy._core.multiarray' if hasattr(np, '_core') else
                          'numpy.core.multiarray')
-    allowed = [(HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    history = 'mmengine.logging.history_buffer.HistoryBuffer'
+    allowed = [(HistoryBuffer, history),
                (restricted_getattr, 'builtins.getattr'),
                (np.ndarray, 'numpy.ndarray'), (np.dtype, 'numpy.dtype')]
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):

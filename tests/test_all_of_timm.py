@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from networks import SMALLEST, UNPADDED
 from timm.models import get_pretrained_cfg, list_modules
 
 from gap_plugin import TimmFeatureBackbone
+from networks import SMALLEST, UNPADDED
 
 
 @pytest.mark.parametrize('name', timm.list_models())

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+from mmcv.cnn import fuse_conv_bn
+from mmengine.model.utils import convert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint, save_checkpoint
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from networks import TINY, images, raw
 from safetensors.torch import save_file
 from torch import nn
 
 from gap_plugin import TimmFeatureBackbone
+from networks import TINY, images, raw
 
 
 def build(name='test_resnet', seed=0, **kwargs):
@@ -569,6 +571,44 @@ def test_size_that_a_transformer_cannot_take_is_named():
     with pytest.raises(ValueError, match='100 x 100') as info:
         backbone(torch.zeros(1, 3, 100, 100))
     assert '224 x 224' in one_line(info) and 'img_size' in str(info.value)
+
+
+@pytest.mark.parametrize('convert', [
+    lambda m: convert_sync_batchnorm(m, 'torch'), fuse_conv_bn
+], ids=['sync_bn', 'fuse_conv_bn'])
+def test_activations_lost_to_the_hosts_converters_are_named(convert):
+    backbone = build('test_efficientnet').eval()
+    x = images('test_efficientnet')
+    backbone(x)
+    backbone.timm_model = convert(backbone.timm_model)
+    with pytest.raises(ValueError, match='lost an activation') as info:
+        backbone(x)
+    assert 'test_efficientnet' in one_line(info)
+
+
+def test_timms_own_converter_keeps_the_activations():
+    backbone = build('test_efficientnet').eval()
+    x = images('test_efficientnet')
+    (before, ) = backbone(x)
+    backbone.timm_model = timm.layers.convert_sync_batchnorm(
+        backbone.timm_model)
+    torch.testing.assert_close(backbone(x)[0], before)
+
+
+def test_checkpointing_that_timm_lacks_is_named():
+    with pytest.raises(ValueError, match='no gradient checkpointing') as info:
+        build('dla46x_c', with_cp=True)
+    assert 'dla46x_c' in one_line(info)
+
+
+def test_error_of_a_size_leaves_frozen_parts_frozen():
+    backbone = build(
+        'swin_tiny_patch4_window7_224', frozen_stages=1).train()
+    modes = [m.training for m in backbone.modules()]
+    with pytest.raises(ValueError, match='100 x 100'):
+        backbone(torch.zeros(1, 3, 100, 100))
+    assert [m.training for m in backbone.modules()] == modes
+    assert True in modes and False in modes
 
 
 def test_error_that_is_not_about_the_size_passes_through():

@@ -94,11 +94,11 @@ def test_loader_that_asks_for_full_unpickling_does_not_get_it(tmp_path):
 
 @pytest.mark.parametrize('missing', ['mmpretrain', 'mmengine', 'mmcv'])
 def test_import_without_a_host_gives_the_two_commands(missing):
-    done = run(f'''
+    done = run(f"""
         import importlib.util as util
         find = util.find_spec
         util.find_spec = lambda n, *a: None if n == {missing!r} else find(n)
-        import gap_plugin''')
+        import gap_plugin""")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('ImportError: gap_plugin needs MMPretrain')
@@ -117,7 +117,7 @@ def test_tested_versions_are_quiet(recwarn):
 
 
 def test_import_neither_writes_files_nor_opens_sockets(tmp_path):
-    done = run(f'''
+    done = run(f"""
         import sys
         seen = []
         import mmpretrain.models, timm
@@ -131,7 +131,7 @@ def test_import_neither_writes_files_nor_opens_sockets(tmp_path):
                 seen.append((event, args))
         sys.addaudithook(watch)
         import gap_plugin
-        print(seen, file=open({str(tmp_path / 'seen')!r}, 'w'))''')
+        print(seen, file=open({str(tmp_path / 'seen')!r}, 'w'))""")
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / 'seen').read_text().strip()
     assert lines.count("('open'") <= 1, lines  # the report itself

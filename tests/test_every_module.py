@@ -5,9 +5,9 @@ import timm
 import torch
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from networks import SMALLEST, TINY, UNPADDED, image_size, images, raw
 
 from gap_plugin import GAPNeck, TimmFeatureBackbone
+from networks import SMALLEST, TINY, UNPADDED, image_size, images, raw
 
 every_module = pytest.mark.parametrize('name', SMALLEST.values())
 

@@ -4,12 +4,13 @@ import argparse
 import os
 from pathlib import Path
 
-import gap_plugin  # noqa: F401, registers the parts for every config
 import torch
-from gap_plugin.compat import init_cpu_group
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+import gap_plugin  # noqa: F401, registers the parts for every config
+from gap_plugin.compat import init_cpu_group
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 

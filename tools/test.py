@@ -4,9 +4,10 @@ import argparse
 from copy import deepcopy
 
 import mmengine
-from common import add_shared_flags, build_runner, load_config
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
+
+from common import add_shared_flags, build_runner, load_config
 
 
 def parse_args() -> argparse.Namespace:

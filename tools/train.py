@@ -3,8 +3,9 @@
 import argparse
 
 import torch
-from common import DATALOADERS, add_shared_flags, build_runner, load_config
 from mmengine.config import Config
+
+from common import DATALOADERS, add_shared_flags, build_runner, load_config
 
 
 def parse_args() -> argparse.Namespace:

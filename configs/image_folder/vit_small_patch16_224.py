@@ -1,5 +1,6 @@
 _base_ = [
-    '../_base_/models/vit_small_patch16_224.py', '../_base_/datasets/image_folder.py',
+    '../_base_/models/vit_small_patch16_224.py',
+    '../_base_/datasets/image_folder.py',
     '../_base_/schedules/adamw_30e.py', '../_base_/default_runtime.py'
 ]
 model = dict(head=dict(num_classes=2))

@@ -5,10 +5,19 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
+from timm.layers import BatchNormAct2d
+from torch import nn
 
-from ..timm_features import (INPUT_ERRORS, NetworkSpec, create_network,
-                             freeze, layer_depths, prepare, read_features,
-                             refuses)
+from ..timm_features import (
+    INPUT_ERRORS,
+    NetworkSpec,
+    create_network,
+    freeze,
+    layer_depths,
+    prepare,
+    read_features,
+    refuses,
+)
 
 
 @MODELS.register_module()
@@ -99,9 +108,21 @@ class TimmFeatureBackbone(BaseModule):
         model.is_init = True  # timm has: MMEngine is not to do it again
         self.timm_model = model
 
+        # (owner, name) of the norms that hold the activation behind them
+        self._norm_acts = [
+            (owner, name) for owner in model.modules()
+            for name, norm in owner.named_children()
+            if isinstance(norm, BatchNormAct2d)
+            and not isinstance(norm.act, nn.Identity)
+        ]
         self._frozen_modules = freeze(model, frozen_stages)
         if with_cp:
-            model.set_grad_checkpointing(True)
+            try:
+                model.set_grad_checkpointing(True)
+            except AssertionError:
+                raise ValueError(
+                    f'with_cp=True: {model_name!r} has no gradient '
+                    'checkpointing in timm; use with_cp=False.') from None
         self.train(self.training)
 
         self._has_weights = pretrained or checkpoint_path is not None
@@ -130,6 +151,13 @@ class TimmFeatureBackbone(BaseModule):
                 f'{self.model_name!r} takes images (N, {self.in_channels}, '
                 f'H, W), got a tensor of shape {tuple(x.shape)}; in_channels '
                 'of the backbone sets the channel count.')
+        for owner, name in self._norm_acts:
+            if type(owner._modules[name]) in (nn.SyncBatchNorm, nn.Identity):
+                raise ValueError(
+                    f'{self.model_name!r} has lost an activation: '
+                    f"MMEngine's sync_bn or MMCV's fuse_conv_bn has replaced "
+                    f'{name!r}, a norm of timm that holds one; leave them '
+                    'out, or use timm.layers.convert_sync_batchnorm.')
         try:
             if self.frozen_stages == 'all':
                 with torch.no_grad():
@@ -208,7 +236,7 @@ def _note_weights(backbone: TimmFeatureBackbone, _: Any) -> None:
     backbone._has_weights = True
 
 
-def _image_size(spec: NetworkSpec, model: torch.nn.Module) -> tuple[int, int]:
+def _image_size(spec: NetworkSpec, model: nn.Module) -> tuple[int, int]:
     """Height and width of an image that the network takes."""
     size = spec.timm_kwargs.get('img_size')
     if size is None:

@@ -14,8 +14,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model, parse_model_name
-from timm.models import split_model_name_tag
+from timm.models import (
+    get_pretrained_cfg,
+    is_model,
+    parse_model_name,
+    split_model_name_tag,
+)
 
 from .weights import KeyReport, first_line, key_report, read_checkpoint
 

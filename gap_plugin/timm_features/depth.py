@@ -1,7 +1,7 @@
 """How deep each parameter lies, by timm's own grouping."""
 
-from torch import nn
 from timm.models import group_parameters
+from torch import nn
 
 
 def layer_depths(model: nn.Module, coarse: bool = False) -> dict[str, int]:

@@ -8,19 +8,13 @@ the meta device, where nothing is computed but shapes and the autograd graph.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Callable
 
 import torch
 from torch import nn
-from torch.func import functional_call
-from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .trace import INPUT_ERRORS, Run, Trace
 
 OUT_FEATURES = ('final_conv', 'forward_features', 'pre_logits')
-
-#: Errors by which networks say that they cannot take an input.
-INPUT_ERRORS = (AssertionError, IndexError, NotImplementedError, RuntimeError,
-                TypeError, ValueError)
-
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -171,10 +165,10 @@ def _locate(model: nn.Module, out_feature: str,
     trace = Trace(model, size)
     if out_indices is not None:
         path = FeaturePath('intermediates', indices=out_indices)
-        return _finish(path, trace.read(path), trace)
+        return _finish(path, _read(trace, path), trace)
     if out_feature == 'pre_logits':
         path = FeaturePath('vector')
-        return _finish(path, trace.read(path), trace)
+        return _finish(path, _read(trace, path), trace)
 
     ran = trace.run(model.forward_features)
     if torch.is_tensor(ran.output) and ran.output.ndim == 4:
@@ -189,10 +183,10 @@ def _locate(model: nn.Module, out_feature: str,
     # follows that only forward_features applies.
     level = len(model.feature_info) - 1
     path = FeaturePath('intermediates', indices=(level, ), norm=True)
-    inter = trace.try_read(path)
+    inter = _try_read(trace, path)
     if inter is None:
         path = replace(path, norm=False)
-        inter = trace.try_read(path)
+        inter = _try_read(trace, path)
     stride = model.feature_info[level]['reduction']
     if torch.is_tensor(ran.output) and ran.output.ndim == 3:
         h, w = (math.ceil(s / stride) for s in size[1:])
@@ -211,138 +205,18 @@ def _locate(model: nn.Module, out_feature: str,
     return _finish(path, inter, trace)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One traced run: what came out, what took part.
-
-    Attributes:
-        output: What the function gave.
-        height: Height of the image that it was given.
-        live: Names of the parameters that reach the output.
-        called: The modules whose forward ran.
-    """
-
-    output: Any
-    height: int
-    live: frozenset[str]
-    called: frozenset[nn.Module]
+def _read(trace: Trace, path: FeaturePath) -> Run:
+    """Trace :func:`read_features`."""
+    return trace.run(lambda x: read_features(trace.model, x, path))
 
 
-class Trace:
-    """Runs functions of a network for their shapes and graph alone.
-
-    Args:
-        model: The network. It is left as it is.
-        size: ``(C, H, W)`` of the image to run on.
-    """
-
-    def __init__(self, model: nn.Module, size: tuple[int, int, int]) -> None:
-        self.model = model
-        self.size = size
-
-    def run(self, function: Callable) -> Run:
-        """Trace ``function(images)``, on the meta device where it can."""
-        try:
-            return self.run_on_meta(function, self.size)
-        except (NotImplementedError, RuntimeError):
-            # some networks read values off their tensors, or hold tensors
-            # that are neither parameters nor buffers: compute for real, on
-            # a small image where the network takes one
-            channels, *image = self.size
-            small = (channels, *(math.ceil(s / 128) * 32 for s in image))
-            try:
-                return self._run(function, small, None)
-            except INPUT_ERRORS:
-                return self._run(function, self.size, None)
-
-    def read(self, path: FeaturePath) -> Run:
-        return self.run(lambda x: read_features(self.model, x, path))
-
-    def try_read(self, path: FeaturePath) -> Run | None:
-        """As :meth:`read`, None where the meta device or network refuses."""
-        try:
-            return self.run_on_meta(
-                lambda x: read_features(self.model, x, path), self.size)
-        except INPUT_ERRORS:
-            return None
-
-    def run_on_meta(self, function: Callable,
-                    size: tuple[int, int, int]) -> Run:
-        return self._run(function, size, 'meta')
-
-    def _run(self, function: Callable, size: tuple[int, int, int],
-             device: str | None) -> Run:
-        # a trace must leave no mark: parameters and buffers are stand-ins,
-        # one per tensor, for some networks share them between modules
-        stands: dict[torch.Tensor, torch.Tensor] = {}
-        tensors: dict[str, torch.Tensor] = {}
-        for name, module in self.model.named_modules():
-            for kind in (module._parameters, module._buffers):
-                for key, real in kind.items():
-                    if real is not None:
-                        stand = stands.setdefault(real, _stand_in(real, device))
-                        tensors[f'{name}.{key}' if name else key] = stand
-        x = next((t for t in tensors.values() if t.is_floating_point()))
-        x = torch.zeros(2, *size, device=x.device, dtype=x.dtype)
-        called: set[nn.Module] = set()
-        hook = register_module_forward_pre_hook(
-            lambda module, _: called.add(module))
-        training = self.model.training
-        self.model.train()  # in eval mode some networks cache tensors
-        try:
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                output = functional_call(
-                    _Call(self.model, function),
-                    {f'model.{k}': v
-                     for k, v in tensors.items()}, (x, ),
-                    tie_weights=False)
-        finally:
-            hook.remove()
-            self.model.train(training)
-        leaves = _leaves(output if isinstance(output, (
-            list, tuple)) else (output, ))
-        live = frozenset(n for n, p in self.model.named_parameters()
-                         if id(stands[p]) in leaves)
-        return Run(output, size[1], live, frozenset(called))
-
-
-def _stand_in(real: torch.Tensor, device: str | None) -> torch.Tensor:
-    """A tensor like a parameter or buffer, whose change harms nothing."""
-    if device is not None:
-        stand = torch.empty_like(real, device=device)
-    elif isinstance(real, nn.Parameter):
-        stand = real.detach()
-    else:
-        stand = real.clone()
-    is_parameter = isinstance(real, nn.Parameter)
-    return stand.requires_grad_(is_parameter and real.is_floating_point())
-
-
-class _Call(nn.Module):
-    """A function of a network, as the forward of a module."""
-
-    def __init__(self, model: nn.Module, function: Callable) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
-
-
-def _leaves(outputs: tuple[torch.Tensor, ...]) -> set[int]:
-    """Ids of the leaf tensors in the autograd graph of some outputs."""
-    leaves, seen = set(), set()
-    queue = [y.grad_fn for y in outputs if torch.is_tensor(y)]
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, 'variable'):
-            leaves.add(id(node.variable))
-        queue.extend(parent for parent, _ in node.next_functions)
-    return leaves
+def _try_read(trace: Trace, path: FeaturePath) -> Run | None:
+    """As :func:`_read`, None where the meta device or network refuses."""
+    try:
+        return trace.run_on_meta(
+            lambda x: read_features(trace.model, x, path))
+    except INPUT_ERRORS:
+        return None
 
 
 def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
@@ -350,7 +224,8 @@ def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
     levels = path.indices or (len(trace.model.feature_info) - 1, )
     strides = () if path.kind == 'vector' else tuple(
         _stride(trace.model.feature_info[i]['reduction'], run.height,
-                y.shape[-2]) for i, y in zip(levels, run.output))
+                y.shape[-2]) for i, y in zip(
+            levels, run.output, strict=True))
     modules, parameters = _unused(trace.model, run)
     return replace(
         path,
@@ -361,7 +236,7 @@ def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
 
 
 def _stride(nominal: int, image: int, positions: int) -> int:
-    """timm's stride of a level, or the measured one where that is wrong.
+    """Timm's stride of a level, or the measured one where that is wrong.
 
     Convolutions without padding (inception) lose a few positions at the
     border: their nominal stride is right although the map is smaller.
@@ -412,10 +287,4 @@ def _take_out_unused(model: nn.Module, path: FeaturePath) -> None:
 def refuses(model: nn.Module, path: FeaturePath,
             size: tuple[int, int, int]) -> bool:
     """Whether a network cannot take an image of a size."""
-    try:
-        with torch.no_grad():
-            Trace(model, size).run_on_meta(
-                lambda x: read_features(model, x, path), size)
-    except INPUT_ERRORS:
-        return True
-    return False
+    return _try_read(Trace(model, size), path) is None

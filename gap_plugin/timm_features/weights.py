@@ -4,9 +4,9 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ class KeyReport:
         self.unexpected: list[str] = []
 
     def read(self, message: str) -> None:
+        """Note the names in a message of timm's log."""
         match = self._PATTERN.match(message)
         if match:
             names = match[2].split(', ')

@@ -11,9 +11,10 @@ import collections
 import multiprocessing
 import warnings
 
-import paired
 import timm
 import torch
+
+import paired
 
 
 def map_width(name: str) -> int:
@@ -32,8 +33,9 @@ def map_width(name: str) -> int:
 
 def outcome(side: str, name: str, width: int) -> str:
     """What a backbone and its pooling give for one network."""
-    from gap_plugin import GAPNeck, TimmFeatureBackbone
     from mmpretrain.models import GlobalAveragePooling, TIMMBackbone
+
+    from gap_plugin import GAPNeck, TimmFeatureBackbone
     try:
         if side == 'ours':
             backbone, neck = TimmFeatureBackbone(name), GAPNeck()

@@ -5,20 +5,22 @@ Time paired in one run; peak memory of each side in fresh processes.
 
 import argparse
 import statistics
-from typing import Callable
+from collections.abc import Callable
 
-import paired
 import timm
 import torch
+
+import paired
 
 NETWORKS = ('resnet50', 'convnext_tiny', 'vit_small_patch16_224')
 
 
 def make_step(frozen: int | str, name: str, batch: int) -> Callable:
     """A training step of a classifier: forward, backward, update."""
-    import gap_plugin  # noqa: F401
     from mmpretrain.registry import MODELS
     from mmpretrain.structures import DataSample
+
+    import gap_plugin  # noqa: F401
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     backbone = MODELS.build(
         dict(

@@ -7,14 +7,16 @@ backward in peak memory, each side in fresh processes.
 import argparse
 import gc
 import statistics
-from typing import Callable
+from collections.abc import Callable
 
-import paired
 import timm
 import torch
 
-NETWORKS = ('resnet50', 'eca_nfnet_l0', 'convnext_tiny', 'mobilenetv3_small_100',
-            'vit_small_patch16_224', 'swin_tiny_patch4_window7_224')
+import paired
+
+NETWORKS = ('resnet50', 'eca_nfnet_l0', 'convnext_tiny',
+            'mobilenetv3_small_100', 'vit_small_patch16_224',
+            'swin_tiny_patch4_window7_224')
 
 
 def build_ours(name: str) -> torch.nn.Module:

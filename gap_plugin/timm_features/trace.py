@@ -1,0 +1,142 @@
+"""Running a network for its shapes and its autograd graph alone."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+#: Errors by which networks say that they cannot take an input.
+INPUT_ERRORS = (AssertionError, IndexError, NotImplementedError, RuntimeError,
+                TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One traced run: what came out, what took part.
+
+    Attributes:
+        output: What the function gave.
+        height: Height of the image that it was given.
+        live: Names of the parameters that reach the output.
+        called: The modules whose forward ran.
+    """
+
+    output: Any
+    height: int
+    live: frozenset[str]
+    called: frozenset[nn.Module]
+
+
+class Trace:
+    """Runs functions of a network for their shapes and graph alone.
+
+    Args:
+        model: The network. It is left as it is.
+        size: ``(C, H, W)`` of the image to run on.
+    """
+
+    def __init__(self, model: nn.Module, size: tuple[int, int, int]) -> None:
+        self.model = model
+        self.size = size
+
+    def run(self, function: Callable) -> Run:
+        """Trace ``function(images)``, on the meta device where it can."""
+        try:
+            return self.run_on_meta(function)
+        except (NotImplementedError, RuntimeError):
+            # some networks read values off their tensors, or hold tensors
+            # that are neither parameters nor buffers: compute for real, on
+            # a small image where the network takes one
+            channels, *image = self.size
+            small = (channels, *(math.ceil(s / 128) * 32 for s in image))
+            try:
+                return self._run(function, small, None)
+            except INPUT_ERRORS:
+                return self._run(function, self.size, None)
+
+    def run_on_meta(self, function: Callable) -> Run:
+        """Trace ``function(images)`` without computing anything."""
+        return self._run(function, self.size, 'meta')
+
+    def _run(self, function: Callable, size: tuple[int, int, int],
+             device: str | None) -> Run:
+        # a trace must leave no mark: parameters and buffers are stand-ins,
+        # one per tensor, for some networks share them between modules
+        stands: dict[torch.Tensor, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, module in self.model.named_modules():
+            for kind in (module._parameters, module._buffers):
+                for key, real in kind.items():
+                    if real is None:
+                        continue
+                    if real not in stands:
+                        stands[real] = _stand_in(real, device)
+                    full = f'{name}.{key}' if name else key
+                    tensors[full] = stands[real]
+        x = next(t for t in tensors.values() if t.is_floating_point())
+        x = torch.zeros(2, *size, device=x.device, dtype=x.dtype)
+        called: set[nn.Module] = set()
+        hook = register_module_forward_pre_hook(
+            lambda module, _: called.add(module))
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.train()  # in eval mode some networks cache tensors
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                output = functional_call(
+                    _Call(self.model, function),
+                    {f'model.{k}': v
+                     for k, v in tensors.items()}, (x, ),
+                    tie_weights=False)
+        finally:
+            hook.remove()
+            for module, mode in modes.items():
+                module.training = mode
+        leaves = _leaves(output if isinstance(output, (
+            list, tuple)) else (output, ))
+        live = frozenset(n for n, p in self.model.named_parameters()
+                         if id(stands[p]) in leaves)
+        return Run(output, size[1], live, frozenset(called))
+
+
+def _stand_in(real: torch.Tensor, device: str | None) -> torch.Tensor:
+    """A tensor like a parameter or buffer, whose change harms nothing."""
+    if device is not None:
+        stand = torch.empty_like(real, device=device)
+    elif isinstance(real, nn.Parameter):
+        stand = real.detach()
+    else:
+        stand = real.clone()
+    is_parameter = isinstance(real, nn.Parameter)
+    return stand.requires_grad_(is_parameter and real.is_floating_point())
+
+
+class _Call(nn.Module):
+    """A function of a network, as the forward of a module."""
+
+    def __init__(self, model: nn.Module, function: Callable) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+def _leaves(outputs: tuple[torch.Tensor, ...]) -> set[int]:
+    """Ids of the leaf tensors in the autograd graph of some outputs."""
+    leaves, seen = set(), set()
+    queue = [y.grad_fn for y in outputs if torch.is_tensor(y)]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, 'variable'):
+            leaves.add(id(node.variable))
+        queue.extend(parent for parent, _ in node.next_functions)
+    return leaves
