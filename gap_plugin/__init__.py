@@ -2,7 +2,8 @@
 
 Importing this package registers ``TimmFeatureBackbone``, ``GAPNeck``,
 ``BNNeck``, ``LinearHead`` and ``Digits`` in MMPretrain's registries and lets
-torch read the checkpoints that MMEngine writes. It does nothing else.
+torch read the checkpoints that MMEngine writes, without the code that a file
+may carry. It does nothing else.
 """
 
 from .compat import allow_host_checkpoints, check_host

@@ -5,6 +5,8 @@ fork are imported by the same names.
 """
 
 import os
+import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -22,6 +24,9 @@ _TESTED = {
     'mmengine': ('0.10.7', '0.11.0'),
     'onedl-mmpretrain': ('1.3.6', '1.4.0'),
     'onedl-mmengine': ('0.10.12', '0.11.0'),
+    'mmcv-lite': ('2.2.0', '2.3.0'),
+    'mmcv': ('2.0.0', '2.3.0'),
+    'onedl-mmcv': ('2.3.6', '2.4.0'),
     'timm': ('1.0.31', '1.1.0'),
 }
 
@@ -53,7 +58,8 @@ def check_host() -> None:
         if not Version(lowest) <= Version(found) < Version(first_above):
             warnings.warn(
                 f'{name} {found} is outside of the versions that gap_plugin '
-                f'is tested with: {name}>={lowest},<{first_above}.',
+                f'is tested with: pip install '
+                f'"{name}>={lowest},<{first_above}"',
                 stacklevel=3)
 
 
@@ -104,21 +110,35 @@ def allow_host_checkpoints() -> None:
                 prefix, loader=_weights_only(loader), force=True)
 
 
+_FORCE, _FORBID = (f'TORCH_FORCE_{no}WEIGHTS_ONLY_LOAD' for no in ('', 'NO_'))
+_lock = threading.RLock()
+
+
 def _weights_only(loader: Callable) -> Callable:
     """A loader of MMEngine that unpickles nothing off the allow-list."""
 
     @wraps(loader)
-    def load(*args: Any, **kwargs: Any) -> Any:
+    def load(filename: str, *args: Any, **kwargs: Any) -> Any:
         # torch's own switch: it wins over what a caller passes
-        before = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
-        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-        try:
-            return loader(*args, **kwargs)
-        finally:
-            if before is None:
-                del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
-            else:
-                os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = before
+        with _lock:
+            before = {key: os.environ.pop(key, None)
+                      for key in (_FORCE, _FORBID)}
+            os.environ[_FORCE] = '1'
+            try:
+                return loader(filename, *args, **kwargs)
+            except pickle.UnpicklingError as error:
+                reason = str(error).partition('WeightsUnpickler error: ')[2]
+                reason = (reason or str(error)).strip().splitlines()[0]
+                raise ValueError(
+                    f'checkpoint {filename!r} carries pickled code, which is '
+                    f'not run, or is damaged ({reason[:160]}): save its '
+                    'weights alone, or allow classes that you trust with '
+                    'torch.serialization.add_safe_globals.') from None
+            finally:
+                for key, value in before.items():
+                    os.environ.pop(key, None)
+                    if value is not None:
+                        os.environ[key] = value
 
     load._weights_only = True
     return load

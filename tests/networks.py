@@ -132,7 +132,7 @@ _SMALLER_IMAGES = {
 #: Networks with unpadded convolutions, which lose positions at the border:
 #: their maps are up to three positions smaller than size / stride.
 UNPADDED = ('inception_resnet_v2', 'inception_v3', 'inception_v4',
-            'legacy_xception')
+            'legacy_xception', 'nasnetalarge', 'pit_ti_224', 'pnasnet5large')
 
 #: Tiny networks of different layouts, for what need not be run on all.
 TINY = ('test_resnet', 'test_efficientnet', 'test_nfnet', 'test_convnext',

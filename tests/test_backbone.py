@@ -203,6 +203,15 @@ def test_frozen_parts_survive_real_steps(name, frozen):
         }
 
 
+def test_frozen_parts_stay_frozen_under_synchronised_norms():
+    backbone = convert_sync_batchnorm(
+        build('resnet18', frozen_stages=2), 'torch').train()
+    norms = {n: m for n, m in backbone.timm_model.named_modules()
+             if isinstance(m, nn.SyncBatchNorm)}
+    frozen = {n for n in norms if n.startswith(('bn1', 'layer1', 'layer2'))}
+    assert frozen and {n for n, m in norms.items() if not m.training} == frozen
+
+
 def test_frozen_prefix_runs_without_autograd():
     backbone = build(frozen_stages=2).train()
     seen = []
@@ -471,6 +480,13 @@ def test_init_weights_does_not_draw_timms_weights_again():
     (dict(timm_kwargs=dict(in_chans=1)), ValueError,
      ['in_chans', 'in_channels']),
     (dict(timm_kwargs=dict(num_classes=5)), ValueError, ['num_classes']),
+    (dict(timm_kwargs='a'), TypeError, ["'a'", 'dict']),
+    (dict(out_indices=True), ValueError, ['-5 to 4']),
+    (dict(model_name='test_vit', timm_kwargs=dict(img_size='a')), ValueError,
+     ['img_size', 'test_vit']),
+    (dict(model_name='vit_tiny_patch16_224',
+          timm_kwargs=dict(patch_drop_rate=0.5)), ValueError,
+     ['patch_drop_rate', 'pre_logits']),
     (dict(timm_kwargs=dict(dept=5)), ValueError, ['dept', 'test_resnet']),
     (dict(checkpoint_path='none.pth'), FileNotFoundError, ['none.pth']),
 ])
@@ -510,6 +526,7 @@ def test_checkpoint_of_another_kind_is_named(tmp_path):
     ('resnet26', 'resnet14t'),  # much fits
     ('resnet50', 'resnet26'),  # all that is needed is there, and more
     ('resnet26', 'resnet50'),  # all that is there fits
+    ('test_vit3', 'test_vit'),  # extra layers, identities in the other
 ])
 def test_checkpoint_of_another_network_is_refused(tmp_path, source, target):
     path = str(tmp_path / 'weights.safetensors')
@@ -519,6 +536,32 @@ def test_checkpoint_of_another_network_is_refused(tmp_path, source, target):
     text = one_line(info)
     assert path in text and target in text
     assert re.search(r'\d+ (missing|tensors)', text)
+
+
+@pytest.mark.parametrize('content', [[torch.zeros(2)], torch.zeros(2), {}])
+def test_checkpoint_without_named_tensors_is_named(tmp_path, content):
+    path = str(tmp_path / 'odd.pth')
+    torch.save(content, path)
+    with pytest.raises(ValueError, match='holds no tensors') as info:
+        build(checkpoint_path=path)
+    assert path in one_line(info)
+
+
+def test_former_names_of_networks_take_weights(tmp_path):
+    path = str(tmp_path / 'w.safetensors')
+    write(reference('resnet18'), path, 'plain')
+    backbone = build('gluon_resnet18_v1b', checkpoint_path=path)
+    theirs = reference('resnet18').state_dict()
+    assert torch.equal(backbone.timm_model.conv1.weight,
+                       theirs['conv1.weight'])
+
+
+def test_loading_the_head_alone_leaves_the_backbone_to_its_init_cfg():
+    model = classifier(build(), init_cfg=dict(
+        type='Constant', layer='Conv2d', val=7))
+    model.load_state_dict(model.head.state_dict(prefix='head.'), strict=False)
+    model.init_weights()
+    assert (model.backbone.timm_model.conv1[0].weight == 7).all()
 
 
 class Bomb:

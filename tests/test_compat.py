@@ -33,19 +33,19 @@ def host_checkpoint(path):
 def test_checkpoints_of_mmengine_load(tmp_path):
     path = str(tmp_path / 'epoch_3.pth')
     host_checkpoint(path)
-    for name in (path, f'file://{path}')[:1]:
-        checkpoint = CheckpointLoader.load_checkpoint(name, 'cpu')
-        assert checkpoint['meta'] == dict(epoch=3)
-        loss = checkpoint['message_hub']['log_scalars']['loss']
-        assert (loss.mean(), loss.max(), loss.current()) == (2.0, 3.0, 3.0)
+    checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
+    assert checkpoint['meta'] == dict(epoch=3)
+    loss = checkpoint['message_hub']['log_scalars']['loss']
+    assert (loss.mean(), loss.max(), loss.current()) == (2.0, 3.0, 3.0)
     assert torch.load(path)['meta'] == dict(epoch=3)
 
 
 def test_pickle_with_code_is_refused_by_mmengine_and_not_run(tmp_path):
     path, mark = str(tmp_path / 'bomb.pth'), tmp_path / 'mark'
     torch.save(dict(state_dict=dict(a=Bomb(mark))), path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match='carries pickled code') as info:
         load_checkpoint(torch.nn.Linear(1, 1), path)
+    assert path in str(info.value) and '\n' not in str(info.value)
     assert not mark.exists()
 
 
@@ -82,14 +82,19 @@ def test_every_loader_of_mmengine_is_held_to_weights():
     assert CheckpointLoader._schemes == loaders
 
 
-def test_loader_that_asks_for_full_unpickling_does_not_get_it(tmp_path):
+def test_loader_that_asks_for_full_unpickling_does_not_get_it(
+        tmp_path, monkeypatch):
     path, mark = str(tmp_path / 'bomb.pth'), tmp_path / 'mark'
     torch.save(Bomb(mark), path)
     loader = compat._weights_only(
         lambda name, _: torch.load(name, weights_only=False))
-    with pytest.raises(pickle.UnpicklingError):
-        loader(path, 'cpu')
+    for forbid in (False, True):  # torch's own way back to full unpickling
+        if forbid:
+            monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+        with pytest.raises(ValueError, match='carries pickled code'):
+            loader(path, 'cpu')
     assert not mark.exists()
+    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
 
 
 @pytest.mark.parametrize('missing', ['mmpretrain', 'mmengine', 'mmcv'])

@@ -65,8 +65,11 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     if init_cpu_group(args.launcher):
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None)
+        wrapper = cfg.get('model_wrapper_cfg') or dict(
+            type='MMDistributedDataParallel',
+            find_unused_parameters=cfg.get('find_unused_parameters', False))
+        wrapper.setdefault('device_ids', None)
+        cfg.model_wrapper_cfg = wrapper
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

@@ -87,7 +87,7 @@ class TimmFeatureBackbone(BaseModule):
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
         spec = NetworkSpec(model_name, pretrained, checkpoint_path,
-                           in_channels, dict(timm_kwargs or {}))
+                           in_channels, timm_kwargs or {})
         model, report = create_network(spec)
         self.model_name = model_name
         self.in_channels = in_channels
@@ -115,6 +115,7 @@ class TimmFeatureBackbone(BaseModule):
             if isinstance(norm, BatchNormAct2d)
             and not isinstance(norm.act, nn.Identity)
         ]
+        self._depths: dict[str, int] | None = None
         self._frozen_modules = freeze(model, frozen_stages)
         if with_cp:
             try:
@@ -126,10 +127,9 @@ class TimmFeatureBackbone(BaseModule):
         self.train(self.training)
 
         self._has_weights = pretrained or checkpoint_path is not None
-        self.register_load_state_dict_post_hook(_note_weights)
         # checkpoints of TIMMBackbone hold what is taken out here
         self._unused_keys = tuple(f'timm_model.{m}' for m in unused)
-        self._register_load_state_dict_pre_hook(self._drop_unused)
+        self._register_load_state_dict_pre_hook(self._before_load)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network.
@@ -179,8 +179,8 @@ class TimmFeatureBackbone(BaseModule):
         """Switch to training, except for what is frozen."""
         super().train(mode)
         if mode:
-            for module in self._frozen_modules:
-                module.eval()
+            for name in self._frozen_modules:
+                self.timm_model.get_submodule(name).eval()
             if self.norm_eval:
                 for module in self.timm_model.modules():
                     # BN of torch and timm, InstanceNorm, EvoNorm, ...
@@ -206,7 +206,9 @@ class TimmFeatureBackbone(BaseModule):
             Depth (0 is the stem) and the number of depths. A parameter
             outside of the backbone is as deep as can be.
         """
-        depths = layer_depths(self.timm_model)
+        if self._depths is None:
+            self._depths = layer_depths(self.timm_model)
+        depths = self._depths
         count = max(depths.values(), default=0) + 2
         name = param_name.removeprefix(f'{prefix}timm_model.')
         if not param_name.startswith(prefix) or name not in depths:
@@ -225,15 +227,12 @@ class TimmFeatureBackbone(BaseModule):
             return self
         return super().apply(fn)
 
-    def _drop_unused(self, state_dict: dict, prefix: str, *_: Any) -> None:
+    def _before_load(self, state_dict: dict, prefix: str, *_: Any) -> None:
+        if any(k.startswith(f'{prefix}timm_model.') for k in state_dict):
+            self._has_weights = True
         keys = tuple(f'{prefix}{k}' for k in self._unused_keys)
         for key in [k for k in state_dict if keys and k.startswith(keys)]:
             del state_dict[key]
-
-
-def _note_weights(backbone: TimmFeatureBackbone, _: Any) -> None:
-    """After ``load_state_dict``: there are weights to be kept now."""
-    backbone._has_weights = True
 
 
 def _image_size(spec: NetworkSpec, model: nn.Module) -> tuple[int, int]:

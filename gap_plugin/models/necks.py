@@ -73,9 +73,9 @@ class BNNeck(BaseModule):
                  freeze_bias: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
-        if in_channels < 1:
-            raise ValueError(f'in_channels of BNNeck must be positive, got '
-                             f'{in_channels!r}.')
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels of BNNeck must be a positive '
+                             f'integer, got {in_channels!r}.')
         if freeze_bias and not affine:
             raise ValueError('BNNeck has no bias to freeze with affine=False;'
                              ' use freeze_bias=False.')

@@ -82,6 +82,10 @@ class NetworkSpec:
                 or self.in_channels < 1):
             raise ValueError(f'in_channels must be a positive integer, got '
                              f'{self.in_channels!r}.')
+        if not isinstance(self.timm_kwargs, dict) or not all(
+                isinstance(key, str) for key in self.timm_kwargs):
+            raise TypeError(f'timm_kwargs must be a dict of arguments by '
+                            f'name, got {self.timm_kwargs!r}.')
         for key in self.timm_kwargs:
             if key in _RESERVED:
                 raise ValueError(
@@ -121,14 +125,16 @@ def create_network(
             overlay.update(file=spec.checkpoint_path, custom_load=True)
         else:
             overlay.update(state_dict=tensors, custom_load=False)
-    elif spec.pretrained:
+    elif spec.pretrained or not _is_registered(spec.model_name):
         overlay = _reachable_weights(spec.model_name)
     with key_report() as report:
         model = _create(spec, overlay)
     if overlay:  # publish what timm says of the network, not of the file
         plain = {}
         if _is_registered(spec.model_name):
-            plain = get_pretrained_cfg(spec.model_name).to_dict()
+            # None for a name that timm has renamed
+            registered = get_pretrained_cfg(spec.model_name)
+            plain = registered.to_dict() if registered else {}
         for key in overlay:
             model.pretrained_cfg.pop(key, None)
             if key in plain:
@@ -157,9 +163,15 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
         raise ValueError(
             f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} does not '
             f'take one of them ({first_line(error)}); take it out.') from None
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, RuntimeError,
+            ValueError) as error:
         if not from_file:
-            raise
+            if not spec.timm_kwargs:
+                raise
+            raise ValueError(
+                f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} '
+                f'cannot be built with it ({first_line(error)[:160]}); '
+                'change it.') from None
         sizes = str(error).count('size mismatch for')
         detail = (f'{sizes} tensors of another shape' if sizes else
                   f'{type(error).__name__}: {first_line(error)[:160]}')
@@ -212,6 +224,8 @@ def _reachable_weights(name: str) -> dict[str, Any]:
             return {}
     else:
         cfg = get_pretrained_cfg(name)
+        if cfg is None:  # a former name, which timm resolves
+            return {}
         if not cfg.has_weights:
             raise ValueError(
                 f'pretrained=True: timm has no weights for {name!r}; use '
@@ -221,7 +235,7 @@ def _reachable_weights(name: str) -> dict[str, Any]:
         if not repo:  # a plain address, which timm loads
             return {}
     from huggingface_hub import constants, try_to_load_from_cache
-    if _answers(constants.ENDPOINT):
+    if not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT):
         return {}
     repo, _, revision = repo.partition('@')
     for file in ([filename] if filename else

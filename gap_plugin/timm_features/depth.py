@@ -47,7 +47,7 @@ def _depths_by_levels(model: nn.Module) -> dict[str, int]:
     }
 
 
-def freeze(model: nn.Module, stages: int | str) -> list[nn.Module]:
+def freeze(model: nn.Module, stages: int | str) -> list[str]:
     """Freeze the front of a network.
 
     Args:
@@ -56,14 +56,15 @@ def freeze(model: nn.Module, stages: int | str) -> list[nn.Module]:
             stages; ``'all'``: everything.
 
     Returns:
-        The frozen modules, to be kept in eval mode.
+        Names of the frozen modules, to be kept in eval mode; by name, for
+        a module may be replaced (by ``SyncBatchNorm``).
 
     Raises:
         ValueError: If there are fewer stages.
     """
     if stages == 'all':
         model.requires_grad_(False)
-        return [model]
+        return ['']
     if stages == -1:
         return []
     depths = layer_depths(model, coarse=True)
@@ -76,7 +77,7 @@ def freeze(model: nn.Module, stages: int | str) -> list[nn.Module]:
     for name, parameter in model.named_parameters():
         if depths[name] <= stages:
             parameter.requires_grad_(False)
-    frozen: list[nn.Module] = []
+    frozen: list[str] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         own = [
@@ -84,7 +85,7 @@ def freeze(model: nn.Module, stages: int | str) -> list[nn.Module]:
             if n.startswith(f'{name}.' if name else '')
         ]
         if own and max(own) <= stages and module not in inside:
-            frozen.append(module)
+            frozen.append(name)
             inside.update(module.modules())
     return frozen
 

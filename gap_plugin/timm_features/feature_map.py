@@ -54,7 +54,7 @@ def read_features(model: nn.Module, x: torch.Tensor,
     Args:
         model: A timm network.
         x: Images ``(N, in_channels, H, W)``.
-        path: What :func:`locate` found for this network.
+        path: What :func:`prepare` found for this network.
 
     Returns:
         Maps ``(N, C_i, h_i, w_i)``, contiguous; ``(N, C)`` for a vector.
@@ -144,7 +144,7 @@ def _levels(model: nn.Module,
     count = len(names)
     given = (out_indices, ) if isinstance(out_indices, int) else out_indices
     if not isinstance(given, (list, tuple)) or not given or not all(
-            isinstance(i, int) and -count <= i < count for i in given):
+            type(i) is int and -count <= i < count for i in given):
         shown = names if count < 9 else names[:3] + ['...'] + names[-2:]
         raise ValueError(
             f'out_indices={out_indices!r}: allowed are integers from '
@@ -189,7 +189,8 @@ def _locate(model: nn.Module, out_feature: str,
         inter = _try_read(trace, path)
     stride = model.feature_info[level]['reduction']
     if torch.is_tensor(ran.output) and ran.output.ndim == 3:
-        h, w = (math.ceil(s / stride) for s in size[1:])
+        shrunk = ran.height / size[1]  # of a run that was for real
+        h, w = (math.ceil(s * shrunk / stride) for s in size[1:])
         if inter is not None:
             h, w = inter.output[0].shape[-2:]
         prefix = ran.output.shape[1] - h * w
@@ -222,6 +223,15 @@ def _try_read(trace: Trace, path: FeaturePath) -> Run | None:
 def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
     """Add to a path what its run showed."""
     levels = path.indices or (len(trace.model.feature_info) - 1, )
+    if path.kind == 'intermediates':
+        for i, y in zip(levels, run.output, strict=True):
+            info = trace.model.feature_info[i]
+            if y.shape[1] not in (info['num_chs'], info.get('num_chs_norm')):
+                raise ValueError(
+                    f'{type(trace.model).__name__} gives {y.shape[1]} '
+                    f"channels in place of {info['num_chs']}: tokens that "
+                    'are dropped (patch_drop_rate) leave no map; use '
+                    "out_feature='pre_logits'.")
     strides = () if path.kind == 'vector' else tuple(
         _stride(trace.model.feature_info[i]['reduction'], run.height,
                 y.shape[-2]) for i, y in zip(

@@ -61,6 +61,8 @@ def read_checkpoint(path: str) -> dict | None:
                     arrays[name]
             return None
         tensors = load_state_dict(path, weights_only=True)
+    except (AttributeError, TypeError):  # no dict: a list, a tensor
+        tensors = {}
     except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
         if 'weights_only' in str(error) or 'allow_pickle' in str(error):
             raise ValueError(
@@ -127,7 +129,7 @@ class KeyReport:
         missing = [k for k in self.missing if not k.startswith(unused)]
         unexpected = [
             k for k in self.unexpected
-            if not k.startswith(unused) and not _is_taken_off(model, k)
+            if not k.startswith(unused + _classifiers(model))
         ]
         if missing or unexpected:
             raise ValueError(
@@ -142,16 +144,11 @@ def _count(names: list[str], what: str) -> str:
     return f'{len(names)} {what} keys' + (f' ({shown})' if names else '')
 
 
-def _is_taken_off(model: torch.nn.Module, key: str) -> bool:
-    """Whether a key belongs to a head that is an Identity here."""
-    module = model
-    for part in key.split('.'):
-        module = getattr(module, part, None)
-        if isinstance(module, torch.nn.Identity):
-            return True
-        if not isinstance(module, torch.nn.Module):
-            return False
-    return False
+def _classifiers(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the classifier's keys, which has been left out."""
+    names = model.pretrained_cfg.get('classifier') or ()
+    names = (names, ) if isinstance(names, str) else names
+    return tuple(f'{name.split(".")[0]}.' for name in names)
 
 
 @contextmanager

@@ -34,8 +34,8 @@ def paired_ratio(ours: Callable, theirs: Callable, rounds: int,
         warmup: How many pairs to run before.
 
     Returns:
-        Median ``ratio`` over the pairs, its quartiles, and the median
-        seconds of each side.
+        Median ``ratio`` over the pairs, all ratios, and the median seconds
+        of each side.
     """
 
     def seconds(function: Callable) -> float:
@@ -56,7 +56,7 @@ def paired_ratio(ours: Callable, theirs: Callable, rounds: int,
     ratios = [a / b for a, b in times]
     return dict(
         ratio=statistics.median(ratios),
-        quartiles=statistics.quantiles(ratios, n=4)[::2],
+        ratios=ratios,
         ours_s=statistics.median(a for a, _ in times),
         theirs_s=statistics.median(b for _, b in times),
         rounds=rounds)
