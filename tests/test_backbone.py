@@ -550,7 +550,8 @@ def test_checkpoint_without_named_tensors_is_named(tmp_path, content):
 def test_former_names_of_networks_take_weights(tmp_path):
     path = str(tmp_path / 'w.safetensors')
     write(reference('resnet18'), path, 'plain')
-    backbone = build('gluon_resnet18_v1b', checkpoint_path=path)
+    with pytest.warns(UserWarning, match='deprecated'):
+        backbone = build('gluon_resnet18_v1b', checkpoint_path=path)
     theirs = reference('resnet18').state_dict()
     assert torch.equal(backbone.timm_model.conv1.weight,
                        theirs['conv1.weight'])

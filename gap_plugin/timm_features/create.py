@@ -158,11 +158,12 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
             in_chans=spec.in_channels,
             **kwargs)
     except TypeError as error:
-        if 'unexpected keyword argument' not in str(error):
+        if not spec.timm_kwargs:
             raise
         raise ValueError(
             f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} does not '
-            f'take one of them ({first_line(error)}); take it out.') from None
+            f'take them ({first_line(error)[:160]}); change or take out '
+            'what is wrong.') from None
     except (AssertionError, AttributeError, KeyError, RuntimeError,
             ValueError) as error:
         if not from_file:
