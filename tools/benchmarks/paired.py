@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -71,11 +70,19 @@ def _measure(build: Callable, args: tuple, queue: Any) -> None:
         step()
         queue.put(torch.cuda.max_memory_allocated() - before)
         return
-    # the high-water mark of building is passed by a step that is large
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    before = _resident('VmRSS')
     step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    queue.put((after - before) * 1024)
+    queue.put(_resident('VmHWM') - before)
+
+
+def _resident(field: str) -> int:
+    """Bytes of a field of Linux's account of this process."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(f'{field}:'):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f'{field!r} is not in /proc/self/status: measure the '
+                     'peak memory on Linux, or on a GPU.')
 
 
 def peak_memory(build: Callable, *args: Any) -> int:
