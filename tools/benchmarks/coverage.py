@@ -42,7 +42,8 @@ def outcome(side: str, name: str, width: int) -> str:
         else:
             backbone, neck = TIMMBackbone(name), GlobalAveragePooling()
         size = timm.get_pretrained_cfg(name).input_size
-        pooled = neck(backbone.eval()(torch.zeros(1, *size)))
+        backbone.eval()  # which gives None for the host's backbones
+        pooled = neck(backbone(torch.zeros(1, *size)))
     except (AssertionError, AttributeError, IndexError, RuntimeError,
             TypeError, ValueError, NotImplementedError):
         return 'cannot be built or run'
