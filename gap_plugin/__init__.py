@@ -1,9 +1,9 @@
 """timm networks as MMPretrain backbones.
 
-Importing this package registers ``TimmFeatureBackbone``, ``GAPNeck``,
-``BNNeck``, ``LinearHead`` and ``Digits`` in MMPretrain's registries and lets
-torch read the checkpoints that MMEngine writes, without the code that a file
-may carry. It does nothing else.
+Importing this package registers its backbone, necks, head, classifier,
+dataset and transforms in MMPretrain's registries and lets torch read the
+checkpoints that MMEngine writes, without the code that a file may carry. It
+does nothing else.
 """
 
 from .compat import allow_host_checkpoints, check_host
@@ -12,10 +12,23 @@ check_host()
 allow_host_checkpoints()
 
 from .datasets import Digits
-from .models import BNNeck, GAPNeck, LinearHead, TimmFeatureBackbone
+from .models import (
+    BNNeck,
+    GAPNeck,
+    LinearHead,
+    TimmFeatureBackbone,
+    TimmFeatureClassifier,
+)
+from .preprocessing import (
+    TimmTestTransform,
+    TimmTrainTransform,
+    timm_test_pipeline,
+    timm_train_pipeline,
+)
 from .version import __version__
 
 __all__ = [
     'BNNeck', 'Digits', 'GAPNeck', 'LinearHead', 'TimmFeatureBackbone',
-    '__version__'
+    'TimmFeatureClassifier', 'TimmTestTransform', 'TimmTrainTransform',
+    '__version__', 'timm_test_pipeline', 'timm_train_pipeline'
 ]

@@ -1,7 +1,10 @@
 """Settings for all tests."""
 
 import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -22,3 +25,14 @@ def _clean_state():
     torch.set_num_threads(1)
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def lite0_weights(tmp_path_factory):
+    """Real ImageNet weights of ``tf_efficientnet_lite0``."""
+    path = tmp_path_factory.mktemp('weights') / 'lite0.safetensors'
+    script = (Path(__file__).parents[1] / 'tools' / 'model_converters' /
+              'efficientnet_lite_to_timm.py')
+    subprocess.run([sys.executable, str(script), str(path)], check=True,
+                   capture_output=True)
+    return path

@@ -106,16 +106,53 @@ def test_gradients_equal_those_of_the_bare_network(name):
         torch.testing.assert_close(parameter.grad, theirs[key].grad)
 
 
-@pytest.mark.parametrize('name', ['test_vit', 'volo_d1_224', 'test_convnext'])
-def test_other_image_sizes_give_maps_of_their_proportions(name):
-    kwargs = dict(dynamic_img_size=True) if name == 'test_vit' else {}
-    if name == 'volo_d1_224':
-        kwargs = dict(img_size=(224, 224))
-    backbone = build(name, timm_kwargs=kwargs).eval()
+@pytest.mark.parametrize('name, kwargs', [
+    ('test_vit', dict(timm_kwargs=dict(dynamic_img_size=True))),
+    ('test_vit', dict(img_size=(96, 160))),  # by an argument
+    ('volo_d1_224', dict(img_size=(96, 160))),
+    ('swinv2_cr_tiny_224', dict(img_size=(96, 160))),
+    ('efficientvit_m0', dict(img_size=192)),  # by set_input_size
+    ('test_convnext', dict(img_size=(96, 160))),  # takes every size
+    ('test_convnext', {}),
+])
+def test_other_image_sizes_give_maps_of_their_proportions(name, kwargs):
+    backbone = build(name, **kwargs).eval()
     (stride, ) = backbone.out_strides
-    size = (224, 224) if name == 'volo_d1_224' else (96, 160)
+    size = (192, 192) if kwargs.get('img_size') == 192 else (96, 160)
     (y, ) = backbone(torch.zeros(1, 3, *size))
     assert y.shape[2:] == (size[0] // stride, size[1] // stride)
+    if 'img_size' in kwargs:
+        assert backbone.image_size == size
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'vit_tiny_patch16_224',
+                                  'swin_tiny_patch4_window7_224',
+                                  'beit_base_patch16_224'])
+def test_weights_for_another_size_are_resampled_as_timm_does(name, tmp_path):
+    model = raw(name, seed=1)
+    path = str(tmp_path / 'weights.safetensors')
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()},
+              path)
+    backbone = build(name, img_size=96, checkpoint_path=path,
+                     out_feature='forward_features').eval()
+    theirs = timm.create_model(
+        name, num_classes=0, img_size=96, pretrained=True,
+        pretrained_cfg_overlay=dict(file=path, source='')).eval()
+    x = torch.randn(1, 3, 96, 96)
+    for key, value in backbone.timm_model.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[key])
+    assert backbone(x)[0].shape[2:] == (96 // backbone.out_strides[0], ) * 2
+
+
+@pytest.mark.parametrize('name, size, part', [
+    ('hiera_tiny_224', 100, '64, 96, 128, 160'),
+    ('csatv2', (30, 30), '30 x 30; sizes near it that it takes: 64'),
+])
+def test_size_that_a_network_cannot_take_is_refused_with_others(
+        name, size, part):
+    with pytest.raises(ValueError) as info:
+        build(name, img_size=size)
+    assert part in one_line(info) and name in str(info.value)
 
 
 def test_gray_images_are_taken_with_one_channel():
@@ -482,8 +519,11 @@ def test_init_weights_does_not_draw_timms_weights_again():
     (dict(timm_kwargs=dict(num_classes=5)), ValueError, ['num_classes']),
     (dict(timm_kwargs='a'), TypeError, ["'a'", 'dict']),
     (dict(out_indices=True), ValueError, ['-5 to 4']),
-    (dict(model_name='test_vit', timm_kwargs=dict(img_size='a')), ValueError,
-     ['img_size', 'test_vit']),
+    (dict(model_name='test_vit', timm_kwargs=dict(patch_size='a')),
+     ValueError, ['patch_size', 'test_vit']),
+    (dict(timm_kwargs=dict(img_size=96)), ValueError, ['use img_size']),
+    (dict(img_size='a'), ValueError, ['img_size', "'a'"]),
+    (dict(img_size=(96, 0)), ValueError, ['img_size', '(96, 0)']),
     (dict(model_name='vit_tiny_patch16_224',
           timm_kwargs=dict(patch_drop_rate=0.5)), ValueError,
      ['patch_drop_rate', 'pre_logits']),

@@ -135,7 +135,7 @@ def write_folder(root):
                 mmcv.imwrite(image, str(folder / f'{name}_{i}.png'))
 
 
-def folder_options(images, network='test_resnet', width=96):
+def folder_options(images, network='test_resnet'):
     return [
         f'train_dataloader.dataset.data_root={images}',
         f'val_dataloader.dataset.data_root={images}',
@@ -143,9 +143,7 @@ def folder_options(images, network='test_resnet', width=96):
         'train_dataloader.batch_size=4',
         'train_dataloader.num_workers=1', 'val_dataloader.num_workers=1',
         'test_dataloader.num_workers=1', 'model.backbone.pretrained=False',
-        f'model.backbone.model_name={network}',
-        f'model.neck.1.in_channels={width}',
-        f'model.head.in_channels={width}'
+        f'model.backbone.model_name={network}'
     ]
 
 
@@ -177,7 +175,10 @@ def test_flags_are_those_of_the_host():
     (['--cfg-options', 'model.backbone.model_name=resnet5o'], 'resnet50'),
     (['--cfg-options', 'model.head.num_classes=9'],
      'labels from 0 to 9, but num_classes of LinearHead is 9'),
-    (['--cfg-options', 'model.head.in_channels=64'], "'test_nfnet' gives"),
+    (['--cfg-options', 'model.head.in_channels=64'],
+     "head.in_channels is 64, but 'test_nfnet' gives 192"),
+    (['--cfg-options', 'model.backbone.model_name=hiera_tiny_224',
+      'model.backbone.img_size=100'], 'sizes near it that it takes: 64'),
     (['--cfg-options', 'train_dataloader.batch_size=1'], 'drop_last=True'),
     (['--cfg-options', 'auto_scale_lr=None', '--auto-scale-lr'],
      'base_batch_size'),

@@ -1,5 +1,6 @@
 _base_ = [
-    '../_base_/models/convnext_tiny.py', '../_base_/datasets/image_folder.py',
+    '../_base_/models/gap_bn_linear.py', '../_base_/datasets/image_folder.py',
     '../_base_/schedules/adamw_30e.py', '../_base_/default_runtime.py'
 ]
-model = dict(head=dict(num_classes=2))
+model = dict(
+    backbone=dict(model_name='convnext_tiny'), head=dict(num_classes=2))

@@ -1,9 +1,10 @@
 _base_ = [
-    '../_base_/models/eca_nfnet_l1.py', '../_base_/datasets/image_folder.py',
+    '../_base_/models/gap_bn_linear.py', '../_base_/datasets/image_folder.py',
     '../_base_/schedules/adamw_30e.py', '../_base_/default_runtime.py',
-    '../_base_/pipelines/crop_320_416.py'
+    '../_base_/pipelines/timm_320_416.py'
 ]
-train_dataloader = dict(dataset=dict(pipeline=_base_.large_train_pipeline))
-test_dataloader = val_dataloader = dict(
-    dataset=dict(pipeline=_base_.large_test_pipeline))
-model = dict(head=dict(num_classes=2))
+model = dict(
+    backbone=dict(model_name='eca_nfnet_l1', out_feature='forward_features'),
+    head=dict(num_classes=2))
+train_dataloader = dict(dataset=dict(pipeline=_base_.train_320))
+test_dataloader = val_dataloader = dict(dataset=dict(pipeline=_base_.test_416))

@@ -1,4 +1,5 @@
 _base_ = [
-    '../_base_/models/convnext_tiny.py', '../_base_/datasets/imagenet.py',
+    '../_base_/models/gap_bn_linear.py', '../_base_/datasets/imagenet.py',
     '../_base_/schedules/adamw_30e.py', '../_base_/default_runtime.py'
 ]
+model = dict(backbone=dict(model_name='convnext_tiny'))

@@ -1,5 +1,6 @@
 """Any timm network as an MMPretrain backbone."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +11,22 @@ from torch import nn
 
 from ..timm_features import (
     INPUT_ERRORS,
+    DataSource,
+    FeaturePath,
+    KeyReport,
     NetworkSpec,
+    check_size,
     create_network,
+    first_line,
     freeze,
     layer_depths,
+    near_sizes,
+    pair,
     prepare,
     read_features,
     refuses,
+    remember,
+    takes_size,
 )
 
 
@@ -53,6 +63,9 @@ class TimmFeatureBackbone(BaseModule):
             parts stay in eval mode and run without autograd.
         norm_eval: Whether norm layers keep their running statistics.
         with_cp: Whether to use timm's gradient checkpointing.
+        img_size: Side, or height and width, of the image that the network
+            is built for, and to which the preprocessing goes; None for its
+            own. Position embeddings are resampled by timm's own filter.
         timm_kwargs: Further arguments of ``timm.create_model``.
         init_cfg: As everywhere in MMEngine. Never overwrites weights that
             the arguments above have loaded.
@@ -62,7 +75,9 @@ class TimmFeatureBackbone(BaseModule):
         out_channels (tuple[int]): Width of each output.
         out_strides (tuple[int]): Input pixels per position of each output;
             empty for ``'pre_logits'``.
+        image_size (tuple[int]): Height and width that it is built for.
         pretrained_cfg (dict): timm's description of the weights.
+        data_source (DataSource): What its preprocessing follows from.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -83,20 +98,25 @@ class TimmFeatureBackbone(BaseModule):
                  frozen_stages: int | str = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 img_size: int | tuple[int, int] | None = None,
                  timm_kwargs: dict[str, Any] | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
+        if img_size is not None:
+            check_size(img_size)
+            img_size = pair(img_size)
         spec = NetworkSpec(model_name, pretrained, checkpoint_path,
-                           in_channels, timm_kwargs or {})
-        model, report = create_network(spec)
+                           in_channels, img_size, timm_kwargs or {})
+        model, report, self._path = _prepared(spec, out_feature, out_indices)
         self.model_name = model_name
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.pretrained_cfg = model.pretrained_cfg
-        self._image_size = _image_size(spec, model)
-        self._path = prepare(model, out_feature, out_indices,
-                             (in_channels, *self._image_size), spec.key)
+        self.image_size = _image_size(spec, model)
+        self.data_source = DataSource(model_name, model.pretrained_cfg,
+                                      img_size, in_channels)
+        remember(self.data_source)
         unused = tuple(f'{m}.' for m in self._path.unused_modules)
         if report is not None:
             report.check(model, checkpoint_path, model_name,
@@ -165,14 +185,14 @@ class TimmFeatureBackbone(BaseModule):
             return read_features(self.timm_model, x, self._path)
         except INPUT_ERRORS as error:
             height, width = size = tuple(x.shape[2:])
-            if size == self._image_size or not refuses(
+            if size == self.image_size or not refuses(
                     self.timm_model, self._path, tuple(x.shape[1:])):
                 raise
-            own = ' x '.join(map(str, self._image_size))
+            own = ' x '.join(map(str, self.image_size))
             raise ValueError(
                 f'{self.model_name!r} cannot take an image of {height} x '
                 f'{width}: {str(error).strip()[:160]!r}; its own size is '
-                f'{own}, another may need timm_kwargs=dict(img_size=...).'
+                f'{own}, another may need img_size of the backbone.'
             ) from None
 
     def train(self, mode: bool = True) -> 'TimmFeatureBackbone':
@@ -235,9 +255,32 @@ class TimmFeatureBackbone(BaseModule):
             del state_dict[key]
 
 
+def _prepared(
+    spec: NetworkSpec, out_feature: str,
+    out_indices: tuple[int, ...] | None
+) -> tuple[nn.Module, KeyReport | None, FeaturePath]:
+    """Build a network and find its map; a size that it refuses is named."""
+    try:
+        model, report = create_network(spec)
+        size = (spec.in_channels, *_image_size(spec, model))
+        return model, report, prepare(model, out_feature, out_indices, size,
+                                      spec.key)
+    except INPUT_ERRORS as error:
+        if spec.img_size is None or takes_size(spec):
+            raise
+        with torch.device('meta'):
+            plain, _ = create_network(
+                replace(spec, pretrained=False, checkpoint_path=None,
+                        img_size=None))
+        own = _image_size(replace(spec, img_size=None), plain)
+        near = ', '.join(map(str, near_sizes(spec, own))) or own
+        height, width = spec.img_size
+        raise ValueError(
+            f'img_size: {spec.model_name!r} cannot take images of {height} '
+            f'x {width}; sizes near it that it takes: {near} '
+            f'({first_line(error)[:120]}).') from None
+
+
 def _image_size(spec: NetworkSpec, model: nn.Module) -> tuple[int, int]:
     """Height and width of an image that the network takes."""
-    size = spec.timm_kwargs.get('img_size')
-    if size is None:
-        return tuple(model.pretrained_cfg['input_size'][1:])
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return spec.img_size or tuple(model.pretrained_cfg['input_size'][1:])

@@ -1,16 +1,31 @@
 """timm networks as feature extractors: pure torch and timm, no OpenMMLab.
 
 Reading order: :mod:`.weights` (files), :mod:`.create` (the network with its
-weights), :mod:`.trace` (what a run of it shows), :mod:`.feature_map` (where
-its last map is), :mod:`.depth` (which parameter lies how deep).
+weights), :mod:`.data` (its images), :mod:`.trace` (what a run of it shows),
+:mod:`.sizes` (which images it takes), :mod:`.feature_map` (where its last map
+is), :mod:`.depth` (which parameter lies how deep).
 """
 
-from .create import NetworkSpec, create_network
+from .create import NetworkSpec, check_name, create_network
+from .data import (
+    DataSettings,
+    DataSource,
+    check_size,
+    data_source,
+    last_built,
+    pair,
+    remember,
+)
 from .depth import freeze, layer_depths
 from .feature_map import FeaturePath, prepare, read_features, refuses
-from .trace import INPUT_ERRORS
+from .sizes import near_sizes, takes_size
+from .trace import INPUT_ERRORS, probe
+from .weights import KeyReport, first_line
 
 __all__ = [
-    'INPUT_ERRORS', 'FeaturePath', 'NetworkSpec', 'create_network', 'freeze',
-    'layer_depths', 'prepare', 'read_features', 'refuses'
+    'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
+    'NetworkSpec', 'check_name', 'check_size', 'create_network',
+    'data_source', 'first_line', 'freeze', 'last_built', 'layer_depths',
+    'near_sizes', 'pair', 'prepare', 'probe', 'read_features', 'refuses',
+    'remember', 'takes_size'
 ]

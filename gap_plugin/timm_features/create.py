@@ -38,6 +38,7 @@ _RESERVED = {
     'norm_eval': 'norm_eval',
     'with_cp': 'with_cp',
     'init_cfg': 'init_cfg',
+    'img_size': 'img_size',
 }
 
 #: Seconds to wait for an answer of the weights hub. Its client would retry
@@ -54,6 +55,7 @@ class NetworkSpec:
         pretrained: Whether to load timm's own weights.
         checkpoint_path: A local file of timm-format weights.
         in_channels: Channels of the input image.
+        img_size: Height and width that it is built for; None for its own.
         timm_kwargs: Further arguments of ``timm.create_model``.
     """
 
@@ -61,6 +63,7 @@ class NetworkSpec:
     pretrained: bool = False
     checkpoint_path: str | None = None
     in_channels: int = 3
+    img_size: tuple[int, int] | None = None
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class NetworkSpec:
     @property
     def key(self) -> tuple:
         """Equal for specs whose networks differ in weights at most."""
-        return (self.model_name, self.in_channels,
+        return (self.model_name, self.in_channels, self.img_size,
                 repr(sorted(self.timm_kwargs.items())))
 
 
@@ -116,7 +119,7 @@ def create_network(
         ConnectionError: If the weights hub is needed and does not answer.
         FileNotFoundError: If there is no ``checkpoint_path``.
     """
-    _check_name(spec.model_name)
+    check_name(spec.model_name)
     overlay: dict[str, Any] = {}
     if spec.checkpoint_path:
         tensors = read_checkpoint(spec.checkpoint_path)
@@ -125,13 +128,13 @@ def create_network(
             overlay.update(file=spec.checkpoint_path, custom_load=True)
         else:
             overlay.update(state_dict=tensors, custom_load=False)
-    elif spec.pretrained or not _is_registered(spec.model_name):
+    elif spec.pretrained or not is_registered(spec.model_name):
         overlay = _reachable_weights(spec.model_name)
     with key_report() as report:
         model = _create(spec, overlay)
     if overlay:  # publish what timm says of the network, not of the file
         plain = {}
-        if _is_registered(spec.model_name):
+        if is_registered(spec.model_name):
             # None for a name that timm has renamed
             registered = get_pretrained_cfg(spec.model_name)
             plain = registered.to_dict() if registered else {}
@@ -150,13 +153,15 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
             **overlay
         }
     from_file = bool(spec.checkpoint_path)
+    kwargs.update(
+        model_name=spec.model_name,
+        pretrained=spec.pretrained or from_file,
+        num_classes=0,
+        in_chans=spec.in_channels)
     try:
-        return timm.create_model(
-            spec.model_name,
-            pretrained=spec.pretrained or from_file,
-            num_classes=0,
-            in_chans=spec.in_channels,
-            **kwargs)
+        if spec.img_size is None:
+            return timm.create_model(**kwargs)
+        return _create_for_size(kwargs, spec.img_size)
     except TypeError as error:
         if not spec.timm_kwargs:
             raise
@@ -182,12 +187,34 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
             'network, or the model_name that they belong to.') from None
 
 
-def _is_registered(name: str) -> bool:
+def _create_for_size(kwargs: dict[str, Any],
+                     size: tuple[int, int]) -> torch.nn.Module:
+    """Build a network for an image size, by what it has for that.
+
+    Weights are resampled by timm's own filter in either case.
+    """
+    try:
+        return timm.create_model(**kwargs, img_size=size)
+    except TypeError as error:
+        if 'img_size' not in str(error):
+            raise
+    model = timm.create_model(**kwargs)
+    if hasattr(model, 'set_input_size'):
+        model.set_input_size(size)
+    return model  # all else are convolutions: they take what comes
+
+
+def is_registered(name: str) -> bool:
+    """Whether a name is one of timm's own, not a folder or repository."""
     return parse_model_name(name)[0] is None
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name that timm does not know, and suggest the nearest."""
+def check_name(name: str) -> None:
+    """Refuse a name that timm does not know, and suggest the nearest.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
     try:
         source, _ = parse_model_name(name)
     except ValueError as error:
@@ -218,7 +245,7 @@ def _reachable_weights(name: str) -> dict[str, Any]:
         The overlay that makes timm read the cached file when the hub does
         not answer; empty when it does.
     """
-    if not _is_registered(name):
+    if not is_registered(name):
         source, repo = parse_model_name(name)
         filename = None
         if source == 'local-dir':

@@ -65,42 +65,89 @@ class Trace:
 
     def _run(self, function: Callable, size: tuple[int, int, int],
              device: str | None) -> Run:
-        # a trace must leave no mark: parameters and buffers are stand-ins,
-        # one per tensor, for some networks share them between modules
-        stands: dict[torch.Tensor, torch.Tensor] = {}
-        tensors: dict[str, torch.Tensor] = {}
-        for name, module in self.model.named_modules():
-            for kind in (module._parameters, module._buffers):
-                for key, real in kind.items():
-                    if real is None:
-                        continue
-                    if real not in stands:
-                        stands[real] = _stand_in(real, device)
-                    full = f'{name}.{key}' if name else key
-                    tensors[full] = stands[real]
-        x = next(t for t in tensors.values() if t.is_floating_point())
-        x = torch.zeros(2, *size, device=x.device, dtype=x.dtype)
         called: set[nn.Module] = set()
         hook = register_module_forward_pre_hook(
             lambda module, _: called.add(module))
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.train()  # in eval mode some networks cache tensors
         try:
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                output = functional_call(
-                    _Call(self.model, function),
-                    {f'model.{k}': v
-                     for k, v in tensors.items()}, (x, ),
-                    tie_weights=False)
+            output, stands = _on_stand_ins(self.model, function, size, device)
         finally:
             hook.remove()
-            for module, mode in modes.items():
-                module.training = mode
         leaves = _leaves(output if isinstance(output, (
             list, tuple)) else (output, ))
         live = frozenset(n for n, p in self.model.named_parameters()
                          if id(stands[p]) in leaves)
         return Run(output, size[1], live, frozenset(called))
+
+
+def probe(module: nn.Module,
+          inputs: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
+    """What a module gives in training for inputs of some shapes.
+
+    Args:
+        module: Any module. It is left as it is.
+        inputs: Meta tensors.
+
+    Returns:
+        Its output, on the meta device, or computed from zeros where that
+        cannot run it.
+
+    Raises:
+        Exception: What the module raises for such inputs.
+    """
+
+    def zeros(device: str | None) -> Any:
+        if torch.is_tensor(inputs):
+            return torch.zeros_like(inputs, device=device)
+        return tuple(torch.zeros_like(x, device=device) for x in inputs)
+
+    try:
+        return _on_stand_ins(module, module, zeros('meta'), 'meta')[0]
+    except (NotImplementedError, RuntimeError):
+        return _on_stand_ins(module, module, zeros('cpu'), None)[0]
+
+
+def _on_stand_ins(
+        model: nn.Module, function: Callable, inputs: Any,
+        device: str | None) -> tuple[Any, dict[torch.Tensor, torch.Tensor]]:
+    """Run a function of a network in training mode, and leave no mark.
+
+    Args:
+        model: The network.
+        function: Of the inputs.
+        inputs: What to give it; ``(C, H, W)`` for two blank images.
+        device: Where; None for that of the network.
+
+    Returns:
+        The output, and parameter or buffer -> its stand-in: one per tensor,
+        for some networks share them between modules.
+    """
+    stands: dict[torch.Tensor, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        for kind in (module._parameters, module._buffers):
+            for key, real in kind.items():
+                if real is None:
+                    continue
+                if real not in stands:
+                    stands[real] = _stand_in(real, device)
+                full = f'{name}.{key}' if name else key
+                tensors[full] = stands[real]
+    if isinstance(inputs, tuple) and isinstance(inputs[0], int):
+        x = next(t for t in tensors.values() if t.is_floating_point())
+        inputs = torch.zeros(2, *inputs, device=x.device, dtype=x.dtype)
+    modes = {module: module.training for module in model.modules()}
+    model.train()  # in eval mode some networks cache tensors
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            output = functional_call(
+                _Call(model, function),
+                {f'model.{k}': v
+                 for k, v in tensors.items()}, (inputs, ),
+                tie_weights=False)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return output, stands
 
 
 def _stand_in(real: torch.Tensor, device: str | None) -> torch.Tensor:

@@ -1,10 +1,15 @@
+# No flips, for 2 and 5 are mirror images; the size is that of the backbone.
 train_pipeline = [
-    dict(type='Resize', scale=32, interpolation='bilinear'),
-    dict(type='RandomCrop', crop_size=32, padding=3),
+    dict(
+        type='TimmTrainTransform',
+        scale=(0.6, 1.0),
+        ratio=(0.9, 1.1),
+        hflip=0.,
+        color_jitter=0.),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
-    dict(type='Resize', scale=32, interpolation='bilinear'),
+    dict(type='TimmTestTransform', crop_pct=1.0),
     dict(type='PackInputs'),
 ]
 

@@ -1,6 +1,6 @@
 # A folder of images: data/images/{train,val}/<class>/<image>. Set num_classes
 # of the head to the number of class folders.
-_base_ = ['../pipelines/crop_224.py']
+_base_ = ['../pipelines/timm.py']
 
 train_dataloader = dict(
     batch_size=32,

@@ -1,5 +1,5 @@
 # ImageNet-1k under data/imagenet/{train,val}
-_base_ = ['../pipelines/crop_224.py']
+_base_ = ['../pipelines/timm.py']
 
 train_dataloader = dict(
     batch_size=64,

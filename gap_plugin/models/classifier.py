@@ -1,0 +1,117 @@
+"""The classifier whose parts find out what follows from the backbone."""
+
+import inspect
+import logging
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS
+from torch import nn
+
+from ..timm_features import DataSource
+from .wiring import Wiring
+
+
+@MODELS.register_module()
+class TimmFeatureClassifier(ImageClassifier):
+    """An ``ImageClassifier`` that fills in what follows from its backbone.
+
+    ``in_channels`` of neck and head, where the config leaves it out; ``mean``,
+    ``std`` and ``to_rgb`` of the data preprocessor, from timm's
+    ``pretrained_cfg``, and its ``num_classes``, from the head. What the
+    config gives is never changed. Works with every backbone of the host.
+
+    Args:
+        backbone: As in ``ImageClassifier``.
+        neck: As there; a list is a chain.
+        head: As there.
+        pretrained: As there.
+        train_cfg: As there.
+        data_preprocessor: As there.
+        init_cfg: As there.
+
+    Raises:
+        ValueError: If a width in the config contradicts the backbone, or is
+            left out and cannot be found.
+    """
+
+    def __init__(self,
+                 backbone: dict | nn.Module,
+                 neck: dict | list | nn.Module | None = None,
+                 head: dict | nn.Module | None = None,
+                 pretrained: str | None = None,
+                 train_cfg: dict | None = None,
+                 data_preprocessor: dict | nn.Module | None = None,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        if not isinstance(backbone, nn.Module):
+            backbone = MODELS.build(backbone)
+        wiring = Wiring(backbone)
+        if neck is not None:
+            neck = wiring.build_neck(neck)
+        if head is not None:
+            head = wiring.build_head(head)
+        filled = wiring.filled
+        if data_preprocessor is None or isinstance(data_preprocessor, dict):
+            data_preprocessor = dict(data_preprocessor or {})
+            found = _fill_preprocessor(data_preprocessor, backbone, head)
+            filled.update((f'data_preprocessor.{key}', value)
+                          for key, value in found.items())
+        if filled:
+            lines = ''.join(f'\n    {place} = {value}'
+                            for place, value in filled.items())
+            print_log(
+                f'{type(self).__name__} filled in, from '
+                f'{wiring.backbone!r}:{lines}', 'current')
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            pretrained=pretrained,
+            train_cfg=train_cfg,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg)
+
+
+def _fill_preprocessor(cfg: dict[str, Any], backbone: nn.Module,
+                       head: nn.Module | None) -> dict[str, Any]:
+    """Fill a data preprocessor's config in place.
+
+    Returns:
+        What has been filled in.
+    """
+    kind = cfg.setdefault('type', 'ClsDataPreprocessor')
+    cls = kind if isinstance(kind, type) else MODELS.get(kind)
+    taken = inspect.signature(cls).parameters
+    known: dict[str, Any] = {}
+    source = getattr(backbone, 'data_source', None)
+    if isinstance(source, DataSource):
+        known = source.settings(test=False).normalisation
+        for key in ('mean', 'std'):
+            given = cfg.get(key)
+            if given is not None and not _close(given, known[key]):
+                print_log(
+                    f'data_preprocessor.{key} is {list(given)} in the '
+                    f'config, which is kept; {source.model_name!r} was '
+                    f'trained with {known[key]}.', 'current',
+                    logging.WARNING)
+    classes = getattr(head, 'num_classes', None)
+    if isinstance(classes, int):
+        known['num_classes'] = classes
+    found = {
+        key: value for key, value in known.items()
+        if key in taken and key not in cfg
+    }
+    cfg.update(found)
+    return found
+
+
+def _close(given: Any, known: list[float]) -> bool:
+    """Whether statistics are the same up to the digits that people write."""
+    try:
+        given = torch.tensor([float(v) for v in given])
+    except (TypeError, ValueError):
+        return False
+    return len(given) == len(known) and torch.allclose(
+        given, torch.tensor(known), rtol=1e-3, atol=0.01)
