@@ -213,9 +213,7 @@ def test_transform_says_whose_settings_it_takes(nothing_built, caplog):
         caplog.clear()
         return text
 
-    import logging
 
-    from mmengine.logging import MMLogger
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     try:
