@@ -108,7 +108,7 @@ SMALLEST = {
 
 #: Networks that are run on smaller images than their own, to save time. All
 #: of timm is run at its own size on the meta device.
-_SMALLER_IMAGES = {
+SMALLER_IMAGES = {
     'deepseek_vit_412m': 112,
     'gemma4_vit_167m': 96,
     'qwen3_vit_88m': 64,
@@ -141,7 +141,7 @@ TINY = ('test_resnet', 'test_efficientnet', 'test_nfnet', 'test_convnext',
 
 def image_size(name: str) -> tuple[int, int]:
     """A size that a network takes: its own, or a smaller one."""
-    size = _SMALLER_IMAGES.get(name)
+    size = SMALLER_IMAGES.get(name)
     return (size, size) if size else get_pretrained_cfg(name).input_size[1:]
 
 

@@ -1,0 +1,428 @@
+r"""Write a complete config for a network and your data, ready to train.
+
+    python tools/make_config.py resnet50 --data-root data/flowers
+    python tools/make_config.py vit_small_patch16_224 --data-root data/birds \\
+        --recipe linear --out configs/birds.py
+
+A folder holds train/<class>/ and val/<class>/, or just <class>/, which is
+split by a seed. With --train-list and --val-list it is described by lists of
+lines 'path/of/image.jpg label' instead.
+"""
+
+import argparse
+import collections
+import os
+import random
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.models import get_pretrained_cfg, list_pretrained
+
+from gap_plugin.timm_features import check_name
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
+
+#: Datasets of MMPretrain -> class, number of classes, split for validation,
+#: channels, and whether the images are files that have to be read.
+KNOWN = {
+    'cifar10': ('CIFAR10', 10, 'test', 3, False),
+    'cifar100': ('CIFAR100', 100, 'test', 3, False),
+    'mnist': ('MNIST', 10, 'test', 1, False),
+    'fashion-mnist': ('FashionMNIST', 10, 'test', 1, False),
+    'imagenet': ('ImageNet', 1000, 'val', 3, True),
+}
+
+
+@dataclass
+class Data:
+    """A dataset, as a config states it.
+
+    Attributes:
+        classes: Names, empty where the dataset class knows them.
+        count: Number of classes.
+        train: Arguments of the dataset for training.
+        val: And for validation.
+        size: Number of training images, None if not known.
+        in_channels: Channels of the image.
+        load: Whether files have to be read.
+        lists: Annotation files to write: path -> text.
+    """
+
+    classes: list[str]
+    count: int
+    train: dict[str, Any]
+    val: dict[str, Any]
+    size: int | None = None
+    in_channels: int = 3
+    load: bool = True
+    lists: dict[Path, str] = field(default_factory=dict)
+
+
+def images_by_class(root: Path) -> dict[str, list[Path]]:
+    """Images of each class folder, as MMPretrain's ``CustomDataset`` finds.
+
+    Raises:
+        ValueError: If a class has none, or a file cannot be read.
+    """
+    found = {
+        folder.name: sorted(p for p in folder.rglob('*')
+                            if p.suffix.lower() in SUFFIXES)
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not folder.name.startswith('.')
+    }
+    if not any(found.values()):
+        raise ValueError(f'no images ({", ".join(SUFFIXES)}) in class '
+                         f'folders under {str(root)!r}: put them into '
+                         '<class>/<image>.')
+    empty = [name for name, paths in found.items() if not paths]
+    if empty:
+        raise ValueError(f'no images in {_some(empty)} under {str(root)!r}: '
+                         'fill or remove the folders.')
+    refuse_unreadable(p for paths in found.values() for p in paths)
+    return found
+
+
+def refuse_unreadable(paths: Any) -> None:
+    """Refuse files that are no images.
+
+    Raises:
+        ValueError: With the first names.
+    """
+    bad = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except (OSError, SyntaxError, ValueError):
+            bad.append(str(path))
+    if bad:
+        raise ValueError(f'{len(bad)} files cannot be read as images: '
+                         f'{_some(bad)}; remove or replace them.')
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(map(repr, names[:3])) + (
+        ', ...' if len(names) > 3 else '')
+
+
+def folder_data(root: Path, out: Path, share: float, seed: int) -> Data:
+    """A folder of class folders, split already or not.
+
+    Raises:
+        ValueError: If it cannot be trained on.
+    """
+    if (root / 'train').is_dir() != (root / 'val').is_dir():
+        there = 'train' if (root / 'train').is_dir() else 'val'
+        raise ValueError(f'{str(root)!r} has {there}/ alone: give it train/ '
+                         'and val/, or class folders only.')
+    if (root / 'train').is_dir():
+        sides = {s: images_by_class(root / s) for s in ('train', 'val')}
+        names = sorted(sides['train'])
+        differing = sorted(set(sides['train']) ^ set(sides['val']))
+        if differing:
+            raise ValueError(
+                f'classes differ between train/ and val/ of {str(root)!r}: '
+                f'{_some(differing)} are in one of them only.')
+        _refuse_one_class(names, root)
+        parts = [dict(type='CustomDataset', data_root=str(root),
+                      data_prefix=side, classes=names) for side in sides]
+        return Data(names, len(names), *parts,
+                    size=sum(map(len, sides['train'].values())))
+    found = images_by_class(root)
+    names = sorted(found)
+    _refuse_one_class(names, root)
+    few = [name for name in names if len(found[name]) < 2]
+    if few:
+        raise ValueError(f'{_some(few)} under {str(root)!r} have one image '
+                         'each, which cannot be split: add images.')
+    rng = random.Random(seed)
+    sides = dict(train=[], val=[])
+    for label, name in enumerate(names):
+        paths = [p.relative_to(root).as_posix() for p in found[name]]
+        rng.shuffle(paths)
+        held = min(max(round(len(paths) * share), 1), len(paths) - 1)
+        sides['val'] += [f'{p} {label}' for p in sorted(paths[:held])]
+        sides['train'] += [f'{p} {label}' for p in sorted(paths[held:])]
+    lists = {out.with_name(f'{out.stem}_{side}.txt'): '\n'.join(lines) + '\n'
+             for side, lines in sides.items()}
+    parts = [dict(type='CustomDataset', data_root=str(root),
+                  ann_file=str(path), data_prefix='', classes=names)
+             for path in lists]
+    return Data(names, len(names), *parts, size=len(sides['train']),
+                lists=lists)
+
+
+def _refuse_one_class(names: list[str], where: Any) -> None:
+    if len(names) < 2:
+        raise ValueError(f'{str(where)!r} has the class {names[0]!r} alone: '
+                         'a classifier needs two at least.')
+
+
+def listed_data(root: Path, train: Path, val: Path,
+                names: list[str] | None) -> Data:
+    """Lists of images and labels, for ``CustomDataset``.
+
+    Raises:
+        ValueError: If a line, a label or an image is wrong.
+    """
+    labels: dict[str, collections.Counter] = {}
+    for side, path in (('train', train), ('val', val)):
+        labels[side] = collections.Counter()
+        images = []
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            image, _, label = line.strip().rpartition(' ')
+            if not image or not label.isdigit():
+                raise ValueError(
+                    f'{str(path)!r}, line {number}: {line[:80]!r} is not '
+                    "'path/of/image.jpg label' with a label from 0 on.")
+            labels[side][int(label)] += 1
+            images.append(root / image)
+        if not images:
+            raise ValueError(f'{str(path)!r} lists no images.')
+        refuse_unreadable(images)
+    count = max(max(c) for c in labels.values()) + 1
+    if names is not None and len(names) < count:
+        raise ValueError(f'{len(names)} classes are named, but labels go up '
+                         f'to {count - 1}: name all, in order.')
+    names = names or [str(i) for i in range(count)]
+    missing = [names[i] for i in range(len(names)) if not labels['train'][i]]
+    if missing:
+        raise ValueError(f'{_some(missing)} have no image in {str(train)!r}:'
+                         ' labels count from 0, without gaps.')
+    _refuse_one_class(names, train)
+    parts = [dict(type='CustomDataset', data_root=str(root),
+                  ann_file=str(path.resolve()), data_prefix='',
+                  classes=names) for path in (train, val)]
+    return Data(names, len(names), *parts, size=sum(labels['train'].values()))
+
+
+def known_data(name: str, root: Path) -> Data:
+    """A dataset that MMPretrain has a class for."""
+    kind, count, val, channels, load = KNOWN[name]
+    if load and not root.is_dir():
+        raise ValueError(f'{str(root)!r} is not a folder: {kind} is read '
+                         'from its train/ and val/.')
+    parts = [dict(type=kind, data_root=str(root), split=split)
+             for split in ('train', val)]
+    return Data([], count, *parts, in_channels=channels, load=load)
+
+
+#: recipe -> what it is, learning rate, epochs, arguments of the backbone
+RECIPES = {
+    'linear': ('The backbone is frozen, BN and the linear layer are trained.',
+               1e-3, 20, dict(frozen_stages='all')),
+    'finetune': ('All layers are trained.', 1e-4, 30, {}),
+}
+
+
+def literal(value: Any, indent: int) -> str:
+    """A value as it stands in a config, one item a line where it is long."""
+    text = repr(value)
+    if len(text) + indent < 70 or not isinstance(value, (dict, list)):
+        return text
+    pad = ' ' * (indent + 4)
+    if isinstance(value, list):
+        lines = [f'{pad}{literal(v, indent + 4)},\n' for v in value]
+        return f'[\n{"".join(lines)}{" " * indent}]'
+    lines = [f'{pad}{k}={literal(v, indent + 4)},\n'
+             for k, v in value.items()]
+    return f'dict(\n{"".join(lines)}{" " * indent})'
+
+
+def write_config(args: argparse.Namespace, data: Data) -> str:
+    """The text of the config."""
+    about, rate, epochs, frozen = RECIPES[args.recipe]
+    epochs = args.epochs or epochs
+    batch = args.batch_size
+    if data.size is not None:
+        batch = max(min(batch, data.size), 2)
+    backbone = dict(model_name=args.model, **frozen)
+    comment = ''
+    if args.checkpoint:
+        backbone['checkpoint_path'] = args.checkpoint
+    elif has_weights(args.model):
+        backbone['pretrained'] = True
+    else:
+        comment = '  # timm has no pretrained weights for this network\n'
+    if args.img_size:
+        backbone['img_size'] = args.img_size
+    if data.in_channels != 3:
+        backbone['in_channels'] = data.in_channels
+    loader = dict(num_workers=args.workers,
+                  persistent_workers=args.workers > 0)
+    load = "    dict(type='LoadImageFromFile', imdecode_backend='pillow'),\n" \
+        if data.load else ''
+    flip = ', hflip=0.' if data.in_channels == 1 else ''  # digits
+    arguments = ''.join(f'        {k}={v!r},\n' for k, v in backbone.items())
+    warmup = max(epochs // 10, 1) if epochs > 1 else 0
+    schedule = ''
+    if warmup:
+        schedule = f"""    dict(
+        type='LinearLR', start_factor=0.01, end={warmup},
+        convert_to_iter_based=True),
+"""
+    return f"""# {args.model}, pooled, normalised and classified. {about}
+# Widths, mean, std, image size and crop follow from the network: to take
+# another one, change model_name, here or on the command line.
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['gap_plugin'], allow_failed_imports=False)
+
+model = dict(
+    type='TimmFeatureClassifier',
+    backbone=dict(
+        type='TimmFeatureBackbone',
+{comment and '      ' + comment}{arguments}    ),
+    neck=[dict(type='GAPNeck'), dict(type='BNNeck')],
+    head=dict(type='LinearHead', num_classes={data.count}))
+
+# timm's preprocessing of this network
+train_pipeline = [
+{load}    dict(type='TimmTrainTransform'{flip}),
+    dict(type='PackInputs'),
+]
+test_pipeline = [
+{load}    dict(type='TimmTestTransform'),
+    dict(type='PackInputs'),
+]
+
+train_dataset = {literal(data.train, 0)}
+val_dataset = {literal(data.val, 0)}
+train_dataloader = dict(
+    batch_size={batch},
+    num_workers={loader['num_workers']},
+    persistent_workers={loader['persistent_workers']},
+    drop_last=True,  # BN cannot train on a last batch of one
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(pipeline=train_pipeline, **train_dataset))
+val_dataloader = dict(
+    batch_size={batch},
+    num_workers={loader['num_workers']},
+    persistent_workers={loader['persistent_workers']},
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(pipeline=test_pipeline, **val_dataset))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk={(1, 5) if data.count > 9 else (1,)
+                                            !r})
+test_evaluator = val_evaluator
+
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr={rate}, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+{schedule}    dict(
+        type='CosineAnnealingLR', begin={warmup}, end={epochs},
+        convert_to_iter_based=True),
+]
+train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+auto_scale_lr = dict(base_batch_size={batch})
+
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=20),
+    checkpoint=dict(
+        type='CheckpointHook', interval=1, max_keep_ckpts=2,
+        save_best='auto'))
+randomness = dict(seed={args.seed})
+"""
+
+
+def has_weights(name: str) -> bool:
+    """Whether timm has pretrained weights under a name."""
+    cfg = get_pretrained_cfg(name)
+    return cfg is not None and cfg.has_weights and (
+        cfg.hf_hub_id is not None or bool(list_pretrained(f'{name}*')))
+
+
+def read_data(args: argparse.Namespace) -> Data:
+    """The dataset that the flags describe.
+
+    Raises:
+        ValueError: If it cannot be trained on.
+    """
+    root = args.data_root.expanduser().resolve()
+    if args.dataset in KNOWN:
+        return known_data(args.dataset, root)
+    if not root.is_dir():
+        raise ValueError(f'--data-root {str(root)!r} is not a folder.')
+    if bool(args.train_list) != bool(args.val_list):
+        raise ValueError('--train-list and --val-list belong together: give '
+                         'both.')
+    if args.train_list:
+        names = args.classes and args.classes.read_text().split('\n')
+        names = names and [n.strip() for n in names if n.strip()]
+        return listed_data(root, args.train_list, args.val_list, names)
+    return folder_data(root, args.out.resolve(), args.val_share, args.seed)
+
+
+def main() -> None:
+    """Write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', help='any name of timm')
+    parser.add_argument('--data-root', type=Path, required=True)
+    parser.add_argument('--dataset', default='folder',
+                        choices=['folder', *KNOWN],
+                        help='a folder of yours, or a dataset of MMPretrain')
+    parser.add_argument('--train-list', type=Path,
+                        help="lines 'image label', relative to --data-root")
+    parser.add_argument('--val-list', type=Path)
+    parser.add_argument('--classes', type=Path,
+                        help='names of the classes, a line each, for lists')
+    parser.add_argument('--val-share', type=float, default=0.2,
+                        help='share of each class that is held out, where '
+                        'there is no val/ (default 0.2)')
+    parser.add_argument('--recipe', choices=list(RECIPES), default='finetune')
+    parser.add_argument('--checkpoint', help='local weights of the network, '
+                        'in place of those of the hub')
+    parser.add_argument('--img-size', type=int)
+    parser.add_argument('--epochs', type=int)
+    parser.add_argument('--batch-size', type=int, default=32)
+    parser.add_argument('--workers', type=int, default=4)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', type=Path, help='default: '
+                        '<model>_<name of the data root>.py')
+    parser.add_argument('--force', action='store_true',
+                        help='overwrite existing files')
+    args = parser.parse_args()
+    check_name(args.model)
+    if not 0 < args.val_share < 1:
+        raise ValueError(f'--val-share must lie between 0 and 1, got '
+                         f'{args.val_share}.')
+    for flag in ('epochs', 'batch_size', 'img_size'):
+        value = getattr(args, flag)
+        if value is not None and value < 1 + (flag == 'batch_size'):
+            raise ValueError(f'--{flag.replace("_", "-")} is too small: '
+                             f'{value}.')
+    if args.out is None:
+        stem = f'{args.model}_{args.data_root.resolve().name}'
+        args.out = Path(stem.replace('/', '_').replace('.', '_') + '.py')
+    data = read_data(args)
+    files = {**data.lists, args.out: write_config(args, data)}
+    there = [str(path) for path in files if path.exists()]
+    if there and not args.force:
+        raise ValueError(f'{_some(there)} exist: --force overwrites, --out '
+                         'names another file.')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        part = path.with_name(f'{path.name}.part')
+        part.write_text(text)
+        os.replace(part, path)  # whole, or not there
+    shown = '' if not data.classes else (
+        f': {", ".join(data.classes[:5])}'
+        f'{", ..." if len(data.classes) > 5 else ""}')
+    print(f'wrote {", ".join(map(str, files))}: {data.count} classes{shown}\n'
+          f'python tools/train.py {args.out}')
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('ignore')
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
