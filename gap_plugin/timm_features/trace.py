@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
 #: Errors by which networks say that they cannot take an input.
 INPUT_ERRORS = (AssertionError, IndexError, NotImplementedError, RuntimeError,
@@ -138,7 +141,8 @@ def _on_stand_ins(
     modes = {module: module.training for module in model.modules()}
     model.train()  # in eval mode some networks cache tensors
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with (torch.enable_grad(), torch.random.fork_rng(devices=[]),
+              _CheapNorms() if device == 'meta' else nullcontext()):
             output = functional_call(
                 _Call(model, function),
                 {f'model.{k}': v
@@ -148,6 +152,35 @@ def _on_stand_ins(
         for module, mode in modes.items():
             module.training = mode
     return output, stands
+
+
+class _SameShape(torch.autograd.Function):
+    """Something of the first tensor's shape that depends on all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor,
+                *others: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+
+class _CheapNorms(TorchFunctionMode):
+    """Norms as one node of the graph each.
+
+    On the meta device they are decomposed into dozens of operations in
+    Python, which would take most of the time of a trace.
+    """
+
+    _NORMS = (functional.batch_norm, functional.group_norm,
+              functional.layer_norm)
+
+    def __torch_function__(self, func: Callable, types: Any,
+                           args: tuple = (), kwargs: dict | None = None
+                           ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._NORMS:
+            return _SameShape.apply(*filter(
+                torch.is_tensor, (*args, *kwargs.values())))
+        return func(*args, **kwargs)
 
 
 def _stand_in(real: torch.Tensor, device: str | None) -> torch.Tensor:
