@@ -162,7 +162,8 @@ def test_split_folder_and_lists_give_the_same_data(split, tmp_path):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         assert dataset.CLASSES == ('black', 'white')
         found.append(sorted(
-            (s['img_path'], int(s['gt_label'])) for s in dataset))
+            (info['img_path'], int(info['gt_label']))
+            for info in map(dataset.get_data_info, range(len(dataset)))))
     assert found[0] == found[1] and len(found[0]) == 8
 
 
