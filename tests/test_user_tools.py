@@ -123,8 +123,10 @@ def test_written_config_trains_at_once(tools, recipe, unsplit, weights,
     assert last_line(text) == f'python tools/train.py {out}'
     log = python(tools / 'train.py', out, '--work-dir', tmp_path / 'w')
     result = python(tools / 'test.py', out, tmp_path / 'w' / 'epoch_2.pth',
-                    '--work-dir', tmp_path / 'w')
+                    '--work-dir', tmp_path / 'w', '--show-dir',
+                    tmp_path / 'shown')
     assert reported(result) == validated(log)
+    assert len(list((tmp_path / 'shown').glob('*.png'))) == 4
     cfg = Config.fromfile(str(out))
     frozen = cfg.model.backbone.get('frozen_stages', -1)
     assert frozen == ('all' if recipe == 'linear' else -1)

@@ -326,7 +326,10 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20),
     checkpoint=dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=2,
-        save_best='auto'))
+        save_best='auto'),
+    visualization=dict(type='VisualizationHook', enable=False))
+visualizer = dict(
+    type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 randomness = dict(seed={args.seed})
 """
 

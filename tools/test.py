@@ -42,9 +42,10 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
-        hook = cfg.default_hooks.setdefault(
+        cfg.default_hooks.setdefault(
             'visualization', dict(type='VisualizationHook'))
-        hook.update(
+        # not what setdefault gives: the config keeps a copy
+        cfg.default_hooks.visualization.update(
             enable=True, show=args.show, out_dir=args.show_dir,
             interval=args.interval, wait_time=args.wait_time)
     if args.tta:

@@ -19,7 +19,7 @@ import paired
 
 def map_width(name: str) -> int:
     """Channels of the network's last map, from timm alone."""
-    model = timm.create_model(name, num_classes=0)
+    model = timm.create_model(name, num_classes=0).eval()
     x = torch.zeros(1, *model.pretrained_cfg['input_size'])
     y = model.forward_features(x)
     if torch.is_tensor(y) and y.ndim == 4:
