@@ -255,3 +255,29 @@ def test_modules_that_are_built_already_are_taken():
         GAPNeck(), head)
     assert model.head is head
     step(model)
+
+
+def test_a_width_of_none_is_filled_in():
+    model = build(neck=[GAP, dict(type='BNNeck', in_channels=None)])
+    assert model.neck[1].in_channels == 96
+
+
+def test_types_may_be_classes_and_scoped_names():
+    model = build(neck=[dict(type=GAPNeck), dict(type='mmpretrain.BNNeck')],
+                  head=dict(type=LinearHead, num_classes=3))
+    assert (model.neck[1].in_channels, model.head.in_channels) == (96, 96)
+    step(model)
+
+
+class Picky(nn.Module):
+    """A neck that reads what a blank tensor does not have."""
+
+    def forward(self, feats):
+        return feats[-1].meta['height']
+
+
+def test_neck_that_cannot_be_probed_is_left_alone():
+    head = dict(type='LinearHead', num_classes=3, in_channels=96)
+    assert build(neck=[GAP, Picky()], head=head).head.in_channels == 96
+    with pytest.raises(ValueError, match='head.in_channels is left out'):
+        build(neck=[GAP, Picky()])

@@ -253,6 +253,7 @@ def test_bad_folder_is_named_and_nothing_written(harm, part, split,
     (['--data-root', '.', '--val-share', '1'], '--val-share'),
     (['--data-root', '.', '--batch-size', '1'], '--batch-size'),
     (['--data-root', '.', '--train-list', 'a.txt'], 'belong together'),
+    (['--data-root', '.', '--checkpoint', 'no.pth'], "'no.pth' is not a file"),
 ])
 def test_bad_flags_end_in_one_line(flags, part):
     line = last_line(written('test_resnet', *flags, ok=False))

@@ -13,6 +13,7 @@ import argparse
 import collections
 import os
 import random
+import re
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from timm.models import get_pretrained_cfg, list_pretrained
+from timm.models import get_pretrained_cfg
 
-from gap_plugin.timm_features import check_name
+from gap_plugin.timm_features import check_name, is_registered
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
@@ -336,9 +337,10 @@ randomness = dict(seed={args.seed})
 
 def has_weights(name: str) -> bool:
     """Whether timm has pretrained weights under a name."""
+    if not is_registered(name):
+        return True  # a repository or a folder of weights
     cfg = get_pretrained_cfg(name)
-    return cfg is not None and cfg.has_weights and (
-        cfg.hf_hub_id is not None or bool(list_pretrained(f'{name}*')))
+    return cfg is None or cfg.has_weights  # None: a former name
 
 
 def read_data(args: argparse.Namespace) -> Data:
@@ -381,8 +383,9 @@ def main() -> None:
                         help='share of each class that is held out, where '
                         'there is no val/ (default 0.2)')
     parser.add_argument('--recipe', choices=list(RECIPES), default='finetune')
-    parser.add_argument('--checkpoint', help='local weights of the network, '
-                        'in place of those of the hub')
+    parser.add_argument('--checkpoint', type=Path,
+                        help='local weights of the network, in place of '
+                        'those of the hub')
     parser.add_argument('--img-size', type=int)
     parser.add_argument('--epochs', type=int)
     parser.add_argument('--batch-size', type=int, default=32)
@@ -404,7 +407,12 @@ def main() -> None:
                              f'{value}.')
     if args.out is None:
         stem = f'{args.model}_{args.data_root.resolve().name}'
-        args.out = Path(stem.replace('/', '_').replace('.', '_') + '.py')
+        args.out = Path(re.sub(r'[^\w-]', '_', stem) + '.py')
+    if args.checkpoint is not None:
+        if not args.checkpoint.is_file():
+            raise ValueError(f'--checkpoint {str(args.checkpoint)!r} is not a '
+                             'file.')
+        args.checkpoint = str(args.checkpoint.resolve())
     data = read_data(args)
     files = {**data.lists, args.out: write_config(args, data)}
     there = [str(path) for path in files if path.exists()]

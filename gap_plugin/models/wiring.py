@@ -20,6 +20,9 @@ from ..timm_features import INPUT_ERRORS, probe
 #: What parts call the width of their input.
 _WIDTH_NAMES = ('in_channels', 'input_features')
 
+#: Errors of parts that cannot be run on such input, or not alone.
+_PROBE_ERRORS = (*INPUT_ERRORS, AttributeError, ImportError, KeyError)
+
 Features = torch.Tensor | tuple[torch.Tensor, ...] | None
 
 
@@ -88,7 +91,7 @@ class Wiring:
             part = MODELS.build(cfg)
             self._pass(part)
             return part
-        if name in cfg:
+        if cfg.get(name) is not None:
             part = MODELS.build(cfg)
             self._check(part, name, cfg[name], place)
             return part
@@ -129,7 +132,7 @@ class Wiring:
             return
         try:
             features = probe(part, self.features)
-        except INPUT_ERRORS:
+        except _PROBE_ERRORS:
             features = None
         self.features = _as_features(features)
 
@@ -153,8 +156,8 @@ def _as_features(output: Any) -> Features:
 
 def _width_name(cfg: dict) -> str | None:
     """What a registered part calls the width of its input, if it has one."""
-    kind = cfg['type']
-    cls = kind if isinstance(kind, type) else MODELS.get(kind)
+    kind = cfg.get('type')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
     if not inspect.isclass(cls):
         return None
     for base in cls.__mro__:
@@ -189,7 +192,7 @@ def _backbone_features(backbone: nn.Module) -> Features:
             image = torch.empty(2, channels, height, width, device='meta')
             try:
                 features = _as_features(probe(backbone, image))
-            except INPUT_ERRORS:
+            except _PROBE_ERRORS:
                 continue
             if features is not None:
                 return features

@@ -6,7 +6,12 @@ weights), :mod:`.data` (its images), :mod:`.trace` (what a run of it shows),
 is), :mod:`.depth` (which parameter lies how deep).
 """
 
-from .create import NetworkSpec, check_name, create_network
+from .create import (
+    NetworkSpec,
+    check_name,
+    create_network,
+    is_registered,
+)
 from .data import (
     DataSettings,
     DataSource,
@@ -25,7 +30,7 @@ from .weights import KeyReport, first_line
 __all__ = [
     'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
     'NetworkSpec', 'check_name', 'check_size', 'create_network',
-    'data_source', 'first_line', 'freeze', 'last_built', 'layer_depths',
-    'near_sizes', 'pair', 'prepare', 'probe', 'read_features', 'refuses',
-    'remember', 'takes_size'
+    'data_source', 'first_line', 'freeze', 'is_registered', 'last_built',
+    'layer_depths', 'near_sizes', 'pair', 'prepare', 'probe',
+    'read_features', 'refuses', 'remember', 'takes_size'
 ]
