@@ -38,7 +38,7 @@ def timm_test_pipeline(model_name: str,
         in_channels: 3: colour; 1: grey; others: as the file has them,
             resized by OpenCV, for Pillow takes no such images.
         interpolation: In place of timm's.
-        crop_pct: In place of timm's, over 0 and at most 1.
+        crop_pct: In place of timm's; over 1 leaves a black border.
         crop_mode: ``'center'``, ``'squash'`` or ``'border'``, in place of
             timm's.
 
@@ -47,6 +47,7 @@ def timm_test_pipeline(model_name: str,
 
     Raises:
         ValueError: If the name is unknown, or an option is out of range.
+        OSError: If a folder or repository of weights is not there.
     """
     settings = data_source(model_name, in_channels).settings(
         use_test_size,
@@ -145,10 +146,13 @@ def _test_steps(settings: DataSettings) -> list[dict[str, Any]]:
             crop
         ]
     if resized[0] == resized[1]:
-        return [
+        steps = [
             dict(type='ResizeEdge', scale=resized[0], edge='short',
                  **resizer), crop
         ]
+        if resized < settings.size:  # crop_pct over 1 (VOLO): black around
+            steps.insert(1, dict(type='CenterPad', size=settings.size))
+        return steps
     raise ValueError(
         f"crop_mode='center' takes a square img_size, got {settings.size}: "
         "use crop_mode='squash' or 'border'.")
@@ -164,7 +168,7 @@ def _train_steps(settings: DataSettings,
     steps = [
         dict(
             type='RandomResizedCrop',
-            scale=settings.size[::-1],
+            scale=settings.size,  # this one takes height first
             crop_ratio_range=tuple(scale),
             aspect_ratio_range=tuple(ratio),
             **_resizer(settings))
@@ -252,6 +256,8 @@ class _TimmTransform(BaseTransform):
         self.model_name = model_name
         self.options = options
         self._steps: Compose | None = None
+        self._source: DataSource | None = None
+        self._checked = model_name is not None
         if model_name is not None:
             self._build(data_source(model_name, in_channels))
         elif last_built()[0] is not None:
@@ -266,6 +272,7 @@ class _TimmTransform(BaseTransform):
             f'{type(self).__name__} for {source.model_name}: {stock}',
             'current')
         # the host's registry, whatever scope a script has set
+        self._source = source
         self._steps = Compose([TRANSFORMS.build(step) for step in stock])
 
     def _resolve(self) -> Compose:
@@ -273,25 +280,41 @@ class _TimmTransform(BaseTransform):
         if self._steps is not None:
             return self._steps
         name = type(self).__name__
-        source, other = last_built()
+        source, others = last_built()
         if source is None:
             source = DataSource("timm's defaults", {})
             print_log(
                 f'{name}: no network of timm has been built in this process, '
                 "so that timm's defaults are taken: give model_name if that "
                 'is not what you want.', 'current', logging.WARNING)
-        elif other is not None and (other.pretrained_cfg
-                                    != source.pretrained_cfg):
+        elif others:
             print_log(
                 f'{name}: several networks have been built in this process; '
                 f'{source.model_name!r}, the last, is taken: give model_name '
-                'to be sure.', 'current', logging.WARNING)
+                'and img_size to be sure.', 'current', logging.WARNING)
         self._build(source)
         return self._steps
 
+    def _check(self) -> None:
+        """Tell when a network has been built since, ahead of the first use."""
+        self._checked = True
+        last, _ = last_built()
+        if last is not None and last != self._source:
+            print_log(
+                f'{type(self).__name__} follows {self._source.model_name!r}, '
+                f'but {last.model_name!r} has been built since: if the images '
+                'are for that, build the dataset after it, or give '
+                'model_name and img_size.', 'current', logging.WARNING)
+
     def transform(self, results: dict) -> dict | None:
         """Apply the stock transforms."""
-        return self._resolve()(results)
+        steps = self._resolve()
+        if not self._checked:
+            self._check()
+        image = results.get('img')
+        if getattr(image, 'ndim', 0) == 3 and image.shape[2] == 1:
+            results['img'] = image[..., 0]  # as grey files are loaded
+        return steps(results)
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker process that starts anew knows nothing of the network

@@ -105,6 +105,15 @@ def test_every_task_gets_the_same_width():
     step(model, samples=samples)
 
 
+def test_tasks_of_tasks_get_the_same_width():
+    model = build(head=dict(
+        type='MultiTaskHead',
+        task_heads=dict(a=dict(
+            type='MultiTaskHead',
+            task_heads=dict(b=dict(type='LinearClsHead', num_classes=3))))))
+    assert model.head.task_heads['a'].task_heads['b'].in_channels == 96
+
+
 def test_parts_that_fuse_levels_get_all_widths():
     model = build(
         dict(type='TimmFeatureBackbone', model_name='hrnet_w18_small',
@@ -180,6 +189,18 @@ def test_preprocessor_follows_timm(name):
                                    rtol=1e-5, atol=1e-6)
     assert model.data_preprocessor.to_rgb
     assert model.data_preprocessor.num_classes == 3
+
+
+def test_one_number_serves_all_channels(told):
+    build(data_preprocessor=dict(mean=127.5, std=127.5))
+    assert 'WARNING' not in told()
+    build(data_preprocessor=dict(mean=1., std=127.5))
+    assert 'WARNING data_preprocessor.mean is 1.0' in told()
+
+
+def test_unknown_preprocessor_is_named_by_the_registry():
+    with pytest.raises(KeyError, match='Typo'):
+        build(data_preprocessor=dict(type='Typo'))
 
 
 @pytest.mark.parametrize('channels', [1, 4])

@@ -36,7 +36,8 @@ NETWORKS = ('resnet50', 'eca_nfnet_l1', 'tf_efficientnet_lite0', 'dla34',
             'convnext_base.fb_in22k_ft_in1k_384', 'vit_base_patch16_sapiens2',
             'deepseek_vit_412m', 'dpn68', 'mobilevit_s',
             'coat_lite_medium_384', 'densenet121', 'pvt_v2_b0',
-            'vit_large_patch16_dinov3.sat493m', 'sequencer2d_s')
+            'vit_large_patch16_dinov3.sat493m', 'sequencer2d_s',
+            'volo_d4_448')  # whose crop_pct is over 1
 
 PHOTOS = {
     'chelsea': photos.chelsea(),  # landscape, 300 x 451
@@ -135,7 +136,6 @@ def test_grey_images_are_those_of_timm(tmp_path):
 def test_any_number_of_channels_passes(channels, tmp_path):
     image = np.random.default_rng(0).integers(
         0, 256, (60, 80, channels), np.uint8)
-    image = image[..., 0] if channels == 1 else image
     for transform in (TimmTestTransform, TimmTrainTransform):
         steps = transform('test_resnet', in_channels=channels)
         out = steps(dict(img=image.copy(), img_shape=image.shape[:2]))
@@ -222,8 +222,11 @@ def test_transform_says_whose_settings_it_takes(nothing_built, caplog):
             assert 'no network of timm has been built' in told()
             TimmFeatureBackbone('test_vit')
             TimmFeatureBackbone('test_resnet')
-            TimmTestTransform()
+            early = TimmTestTransform()
             assert "'test_resnet', the last, is taken" in told()
+            TimmFeatureBackbone('test_resnet', img_size=96)
+            early(dict(img=PHOTOS['chelsea']))
+            assert "'test_resnet' has been built since" in told()
     finally:
         logger.removeHandler(caplog.handler)
 
@@ -232,7 +235,7 @@ def test_transform_says_whose_settings_it_takes(nothing_built, caplog):
     (dict(model_name='resnet5'), 'resnet50'),
     (dict(model_name='resnet50', img_size=0), 'img_size'),
     (dict(model_name='resnet50', img_size=(1, 2, 3)), 'img_size'),
-    (dict(model_name='resnet50', crop_pct=1.5), 'crop_pct'),
+    (dict(model_name='resnet50', crop_pct=0), 'crop_pct'),
     (dict(model_name='resnet50', crop_mode='middle'), 'squash'),
     (dict(model_name='resnet50', interpolation='cubic'), 'bicubic'),
     (dict(model_name='resnet50', img_size=(96, 64)), 'square'),
@@ -250,3 +253,15 @@ def test_unknown_option_of_a_transform_is_named():
     with pytest.raises(ValueError, match='crop_size') as info:
         TimmTestTransform('resnet50', crop_size=3)
     assert 'crop_pct' in one_line(info)
+
+
+def test_height_and_width_are_not_mixed_up(nothing_built):
+    backbone = TimmFeatureBackbone('test_resnet', img_size=(64, 96))
+    assert backbone.image_size == (64, 96)
+    for transform in (TimmTrainTransform(),
+                      TimmTestTransform(crop_mode='squash'),
+                      TimmTestTransform(crop_mode='border')):
+        image = transform(dict(img=PHOTOS['chelsea']))['img']
+        assert image.shape == (64, 96, 3)
+    tall = TimmTrainTransform('vit_base_patch16_sapiens2')
+    assert tall(dict(img=PHOTOS['chelsea']))['img'].shape[:2] == (1024, 768)

@@ -181,8 +181,11 @@ def test_known_datasets_are_wired(name, count, shape, tmp_path):
     init_default_scope('mmpretrain')
     assert cfg.val_dataloader.dataset.type in DATASETS
     cfg.model.backbone.pretrained = False
+    cfg.model.data_preprocessor = cfg.get('data_preprocessor')
     model = MODELS.build(cfg.model)
     assert model.head.num_classes == count
+    # the host's CIFAR is RGB already, files are loaded as BGR
+    assert model.data_preprocessor.to_rgb is (name == 'imagenet')
     if shape is None:
         return
     image = np.zeros(shape, np.uint8)
@@ -200,7 +203,11 @@ def test_network_without_weights_is_told(split, tmp_path):
     name = next(n for n in timm.list_models()
                 if not timm.get_pretrained_cfg(n).has_weights)
     out = tmp_path / 'config.py'
-    written(name, '--data-root', split, '--out', out)
+    line = last_line(written(name, '--data-root', split, '--out', out,
+                             '--recipe', 'linear', ok=False))
+    assert '--checkpoint' in line and not out.exists()
+    text = written(name, '--data-root', split, '--out', out)
+    assert 'from scratch' in text
     assert 'no pretrained weights' in out.read_text()
     assert 'pretrained' not in Config.fromfile(str(out)).model.backbone
     assert TimmFeatureBackbone  # the name is one that it takes
@@ -230,6 +237,10 @@ def unreadable(root):
     (root / 'train' / 'white' / 'white_1.png').write_bytes(b'no image')
 
 
+def hidden(root):
+    (root / 'train' / '.ipynb_checkpoints').mkdir()
+
+
 def no_val(root):
     (root / 'val').rename(root / 'test')
 
@@ -237,7 +248,7 @@ def no_val(root):
 @pytest.mark.parametrize('harm, part', [
     (empty, "'grey'"), (no_images, 'no images'), (one_class, "'black' alone"),
     (differing, "'grey', 'white' are in one"), (unreadable, 'white_1.png'),
-    (no_val, 'train/ alone')])
+    (no_val, 'train/ alone'), (hidden, '.ipynb_checkpoints')])
 def test_bad_folder_is_named_and_nothing_written(harm, part, split,
                                                  tmp_path):
     harm(split)
@@ -253,7 +264,9 @@ def test_bad_folder_is_named_and_nothing_written(harm, part, split,
     (['--data-root', '.', '--val-share', '1'], '--val-share'),
     (['--data-root', '.', '--batch-size', '1'], '--batch-size'),
     (['--data-root', '.', '--train-list', 'a.txt'], 'belong together'),
-    (['--data-root', '.', '--checkpoint', 'no.pth'], "'no.pth' is not a file"),
+    (['--data-root', '.', '--checkpoint', 'no.pth'],
+     "'no.pth' is not a file"),
+    (['--data-root', '.', '--out', 'config.txt'], '.py'),
 ])
 def test_bad_flags_end_in_one_line(flags, part):
     line = last_line(written('test_resnet', *flags, ok=False))

@@ -187,5 +187,5 @@ def main() -> None:
 if __name__ == '__main__':
     try:
         main()
-    except ValueError as error:
-        sys.exit(f'ValueError: {error}')
+    except (OSError, ValueError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')

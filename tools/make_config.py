@@ -14,6 +14,7 @@ import collections
 import os
 import random
 import re
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Data:
         size: Number of training images, None if not known.
         in_channels: Channels of the image.
         load: Whether files have to be read.
+        rgb: Whether its images are RGB, and not BGR as files are loaded.
         lists: Annotation files to write: path -> text.
     """
 
@@ -60,6 +62,7 @@ class Data:
     size: int | None = None
     in_channels: int = 3
     load: bool = True
+    rgb: bool = False
     lists: dict[Path, str] = field(default_factory=dict)
 
 
@@ -70,8 +73,10 @@ def images_by_class(root: Path) -> dict[str, list[Path]]:
         ValueError: If a class has none, or a file cannot be read.
     """
     found = {
-        folder.name: sorted(p for p in folder.rglob('*')
-                            if p.suffix.lower() in SUFFIXES)
+        folder.name: sorted(
+            Path(base, name)
+            for base, _, names in os.walk(folder, followlinks=True)
+            for name in names if name.lower().endswith(SUFFIXES))
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith('.')
     }
@@ -121,6 +126,11 @@ def folder_data(root: Path, out: Path, share: float, seed: int) -> Data:
         raise ValueError(f'{str(root)!r} has {there}/ alone: give it train/ '
                          'and val/, or class folders only.')
     if (root / 'train').is_dir():
+        hidden = [str(p.relative_to(root)) for s in ('train', 'val')
+                  for p in sorted((root / s).glob('.*')) if p.is_dir()]
+        if hidden:
+            raise ValueError(f'{_some(hidden)} under {str(root)!r} would '
+                             'count as classes: remove the hidden folders.')
         sides = {s: images_by_class(root / s) for s in ('train', 'val')}
         names = sorted(sides['train'])
         differing = sorted(set(sides['train']) ^ set(sides['val']))
@@ -209,7 +219,8 @@ def known_data(name: str, root: Path) -> Data:
                          'from its train/ and val/.')
     parts = [dict(type=kind, data_root=str(root), split=split)
              for split in ('train', val)]
-    return Data([], count, *parts, in_channels=channels, load=load)
+    return Data([], count, *parts, in_channels=channels, load=load,
+                rgb=kind.startswith('CIFAR'))
 
 
 #: recipe -> what it is, learning rate, epochs, arguments of the backbone
@@ -259,6 +270,8 @@ def write_config(args: argparse.Namespace, data: Data) -> str:
         if data.load else ''
     flip = ', hflip=0.' if data.in_channels == 1 else ''  # digits
     arguments = ''.join(f'        {k}={v!r},\n' for k, v in backbone.items())
+    rgb = ('data_preprocessor = dict(to_rgb=False)  # the dataset gives RGB\n'
+           if data.rgb else '')
     warmup = max(epochs // 10, 1) if epochs > 1 else 0
     schedule = ''
     if warmup:
@@ -279,7 +292,7 @@ model = dict(
 {comment and '      ' + comment}{arguments}    ),
     neck=[dict(type='GAPNeck'), dict(type='BNNeck')],
     head=dict(type='LinearHead', num_classes={data.count}))
-
+{rgb}
 # timm's preprocessing of this network
 train_pipeline = [
 {load}    dict(type='TimmTrainTransform'{flip}),
@@ -397,6 +410,14 @@ def main() -> None:
                         help='overwrite existing files')
     args = parser.parse_args()
     check_name(args.model)
+    if not args.checkpoint and not has_weights(args.model):
+        if args.recipe == 'linear':
+            raise ValueError(
+                f'--recipe linear: timm has no weights for {args.model!r}, '
+                'and a frozen network needs some; give --checkpoint, or use '
+                '--recipe finetune.')
+        print(f'timm has no weights for {args.model!r}: it is trained from '
+              'scratch')
     if not 0 < args.val_share < 1:
         raise ValueError(f'--val-share must lie between 0 and 1, got '
                          f'{args.val_share}.')
@@ -408,6 +429,9 @@ def main() -> None:
     if args.out is None:
         stem = f'{args.model}_{args.data_root.resolve().name}'
         args.out = Path(re.sub(r'[^\w-]', '_', stem) + '.py')
+    if args.out.suffix != '.py' or args.out.is_dir():
+        raise ValueError(f'--out {str(args.out)!r} must be a file that ends '
+                         'in .py.')
     if args.checkpoint is not None:
         if not args.checkpoint.is_file():
             raise ValueError(f'--checkpoint {str(args.checkpoint)!r} is not a '
@@ -428,7 +452,7 @@ def main() -> None:
         f': {", ".join(data.classes[:5])}'
         f'{", ..." if len(data.classes) > 5 else ""}')
     print(f'wrote {", ".join(map(str, files))}: {data.count} classes{shown}\n'
-          f'python tools/train.py {args.out}')
+          f'python tools/train.py {shlex.quote(str(args.out))}')
 
 
 if __name__ == '__main__':

@@ -82,7 +82,9 @@ def _fill_preprocessor(cfg: dict[str, Any], backbone: nn.Module,
         What has been filled in.
     """
     kind = cfg.setdefault('type', 'ClsDataPreprocessor')
-    cls = kind if isinstance(kind, type) else MODELS.get(kind)
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        return {}  # for the registry to say so
     taken = inspect.signature(cls).parameters
     known: dict[str, Any] = {}
     source = getattr(backbone, 'data_source', None)
@@ -92,7 +94,7 @@ def _fill_preprocessor(cfg: dict[str, Any], backbone: nn.Module,
             given = cfg.get(key)
             if given is not None and not _close(given, known[key]):
                 print_log(
-                    f'data_preprocessor.{key} is {list(given)} in the '
+                    f'data_preprocessor.{key} is {given} in the '
                     f'config, which is kept; {source.model_name!r} was '
                     f'trained with {known[key]}.', 'current',
                     logging.WARNING)
@@ -109,9 +111,6 @@ def _fill_preprocessor(cfg: dict[str, Any], backbone: nn.Module,
 
 def _close(given: Any, known: list[float]) -> bool:
     """Whether statistics are the same up to the digits that people write."""
-    try:
-        given = torch.tensor([float(v) for v in given])
-    except (TypeError, ValueError):
-        return False
-    return len(given) == len(known) and torch.allclose(
-        given, torch.tensor(known), rtol=1e-3, atol=0.01)
+    given, known = torch.as_tensor(given).flatten(), torch.tensor(known)
+    return len(given) in (1, len(known)) and torch.allclose(
+        given.float().expand_as(known), known, rtol=1e-3, atol=0.01)

@@ -59,8 +59,12 @@ class Wiring:
         return Sequential(*(self._build_part(part, f'neck.{i}')
                             for i, part in enumerate(cfg)))
 
-    def build_head(self, cfg: Any) -> nn.Module:
+    def build_head(self, cfg: Any, place: str = 'head') -> nn.Module:
         """Build a head; those of a ``MultiTaskHead`` too.
+
+        Args:
+            cfg: Config of the head, or the head.
+            place: Where it stands in the model's config.
 
         Raises:
             ValueError: As :meth:`build_neck`.
@@ -68,7 +72,7 @@ class Wiring:
         if isinstance(cfg, nn.Module):
             return cfg
         if not isinstance(cfg.get('task_heads'), dict):
-            return self._build_part(cfg, 'head')
+            return self._build_part(cfg, place)
         cfg = dict(cfg, task_heads=dict(cfg['task_heads']))
         common = {k: v for k, v in cfg.items()
                   if k not in ('type', 'task_heads', 'init_cfg')}
@@ -76,8 +80,8 @@ class Wiring:
         for task, head in cfg['task_heads'].items():
             self.features = features
             if not isinstance(head, nn.Module):
-                head = self._build_part({**common, **head},
-                                        f'head.task_heads.{task}')
+                head = self.build_head({**common, **head},
+                                       f'{place}.task_heads.{task}')
             cfg['task_heads'][task] = head
         return MODELS.build(cfg)
 

@@ -4,12 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
-from .create import check_name, is_registered
+from .create import NetworkSpec, check_name, create_network, is_registered
 
 CROP_MODES = ('center', 'squash', 'border')
 
@@ -128,8 +127,8 @@ def _check_given(size: Any, interpolation: str | None = None,
     if interpolation is not None and interpolation not in allowed:
         raise ValueError(f'interpolation must be one of {allowed}, got '
                          f'{interpolation!r}.')
-    if crop_pct is not None and not 0 < crop_pct <= 1:
-        raise ValueError(f'crop_pct must be over 0 and at most 1, got '
+    if crop_pct is not None and not 0 < crop_pct <= 2:
+        raise ValueError(f'crop_pct must be over 0 and at most 2, got '
                          f'{crop_pct!r}.')
     if crop_mode is not None and crop_mode not in CROP_MODES:
         raise ValueError(f'crop_mode must be one of {CROP_MODES}, got '
@@ -159,13 +158,14 @@ def data_source(model_name: str, in_channels: int = 3) -> DataSource:
 
     Raises:
         ValueError: If timm does not know the name.
+        OSError: If a folder or repository is not there.
     """
     check_name(model_name)
     found = (get_pretrained_cfg(model_name)
              if is_registered(model_name) else None)
     if found is None:  # a former name, a folder or a repository
         with torch.device('meta'):
-            cfg = timm.create_model(model_name).pretrained_cfg
+            cfg = create_network(NetworkSpec(model_name))[0].pretrained_cfg
     else:
         cfg = found.to_dict()
     return DataSource(model_name, cfg, in_channels=in_channels)
@@ -176,11 +176,11 @@ _built: list[DataSource] = []
 
 def remember(source: DataSource) -> None:
     """Note that a network has been built in this process."""
+    if source in _built:
+        _built.remove(source)
     _built.append(source)
-    del _built[:-2]  # the last, and whether there was another
 
 
-def last_built() -> tuple[DataSource | None, DataSource | None]:
-    """The network built last in this process, and the one before it."""
-    return (_built[-1] if _built else None,
-            _built[-2] if len(_built) > 1 else None)
+def last_built() -> tuple[DataSource | None, list[DataSource]]:
+    """The network built last in this process, and the other ones."""
+    return (_built[-1] if _built else None), _built[:-1]
