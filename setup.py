@@ -28,6 +28,7 @@ setup(
         'numpy',
         'safetensors',
         'packaging',
+        'tqdm',
     ],
     extras_require={
         'openmmlab': [

@@ -1,0 +1,374 @@
+"""The feature store: exact, complete or absent, and never another one's."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from PIL import Image
+
+from gap_plugin.probing import FeatureStore, StoreWriter, extract, remove
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
+MADE_BY = dict(weights='a', rows=10)
+
+
+def write(folder, rows=10, width=4, block=3, finish=True, dtype='float32'):
+    values = np.arange(rows * width, dtype=dtype).reshape(rows, width)
+    writer = StoreWriter(folder, rows, width, dtype, block)
+    writer.prepare(np.arange(rows), [f'{i}.png' for i in range(rows)],
+                   MADE_BY)
+    for i in writer.missing():
+        writer.write(i, values[i * block:(i + 1) * block])
+    return (writer.finish(MADE_BY) if finish else writer), values
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_a_store_gives_back_what_was_written(tmp_path, dtype):
+    store, values = write(tmp_path / 'a' / 'train', dtype=dtype)
+    assert isinstance(store.features, np.memmap)
+    assert store.features.dtype == dtype
+    np.testing.assert_array_equal(store.features, values)
+    np.testing.assert_array_equal(store.labels, np.arange(10))
+    assert list(store.sample_ids[:2]) == ['0.png', '1.png']
+    # plain files
+    np.testing.assert_array_equal(
+        np.load(tmp_path / 'a' / 'train' / 'features.npy'), values)
+    assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == ['train']
+
+
+def test_an_unfinished_store_is_not_there_and_goes_on(tmp_path):
+    folder = tmp_path / 'train'
+    writer = StoreWriter(folder, 10, 4, 'float32', 3)
+    writer.prepare(np.arange(10), list('abcdefghij'), MADE_BY)
+    writer.write(2, np.full((3, 4), 2.))
+    with pytest.raises(ValueError, match='3 of 4 blocks .* are missing'):
+        writer.finish(MADE_BY)
+    assert not folder.exists()
+    with pytest.raises(ValueError, match='is no feature store'):
+        FeatureStore(folder)
+    again = StoreWriter(folder, 10, 4, 'float32', 3)
+    again.prepare(np.arange(10), list('abcdefghij'), MADE_BY)
+    assert again.missing().tolist() == [0, 1, 3]
+    for i in again.missing():
+        again.write(i, np.full((1 if i == 3 else 3, 4), float(i)))
+    store = again.finish(MADE_BY)
+    assert store.features[:, 0].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3]
+
+
+def test_half_of_another_store_is_not_gone_on_with(tmp_path):
+    write(tmp_path / 'train', finish=False)
+    other = StoreWriter(tmp_path / 'train', 10, 4, 'float32', 3)
+    with pytest.raises(ValueError, match='weights a against b now'):
+        other.prepare(np.arange(10), list('abcdefghij'),
+                      {**MADE_BY, 'weights': 'b'})
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 4)
+
+
+def edit(path):
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('name', ['features.npy', 'labels.npy',
+                                  'sample_ids.npy'])
+@pytest.mark.parametrize('damage, why', [
+    (truncate, 'bytes in place of'), (edit, 'content has changed'),
+    (os.unlink, 'missing')])
+def test_a_damaged_file_is_named(tmp_path, name, damage, why):
+    write(tmp_path / 'train')
+    damage(tmp_path / 'train' / name)
+    with pytest.raises(ValueError, match=f'{name}.* is damaged .*{why}'):
+        FeatureStore(tmp_path / 'train')
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    write(tmp_path / 'train')
+    (tmp_path / 'train' / 'store.json').write_text('{"rows": 10')
+    with pytest.raises(ValueError, match='store.json.* is damaged'):
+        FeatureStore(tmp_path / 'train')
+
+
+def test_a_copy_is_a_store(tmp_path):
+    _, values = write(tmp_path / 'train')
+    shutil.copytree(tmp_path / 'train', tmp_path / 'b',
+                    copy_function=shutil.copyfile)
+    np.testing.assert_array_equal(FeatureStore(tmp_path / 'b').features,
+                                  values)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    with pytest.raises(OSError, match='cannot lay out 10 x 4 .*No space'):
+        write(tmp_path / 'train')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e6])
+def test_features_that_are_not_finite_are_refused(tmp_path, value):
+    writer = StoreWriter(tmp_path / 'train', 4, 2, 'float16', 4)
+    writer.prepare(np.arange(4), list('abcd'), {})
+    features = np.zeros((4, 2), np.float32)
+    features[2, 1] = value
+    with np.errstate(over='ignore'), pytest.raises(
+            ValueError, match='row 2 are not finite as float16'):
+        writer.write(0, features)
+
+
+def test_only_stores_are_removed(tmp_path):
+    write(tmp_path / 'train')
+    (tmp_path / 'train' / 'thesis.txt').touch()
+    with pytest.raises(ValueError, match="'thesis.txt'.* no feature store"):
+        remove(tmp_path / 'train')
+    (tmp_path / 'train' / 'thesis.txt').unlink()
+    remove(tmp_path / 'train')
+    assert not list(tmp_path.iterdir())
+
+
+def build(options=()):
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(DIGITS)
+    for key, value in dict(options).items():
+        if '.' in key:
+            cfg.merge_from_dict({key: value})
+        else:
+            cfg[key] = value
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg[name] is not None:
+            cfg[name].setdefault('collate_fn',
+                                 dict(type='default_collate'))
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model, cfg
+
+
+def expected(model, cfg, split='test'):
+    """Features by hand: the images of the test pipeline, timm, the mean."""
+    from mmpretrain.registry import DATASETS
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'split': split})
+    model.eval()
+    with torch.no_grad():
+        images = torch.stack([dataset[i]['inputs'] for i in
+                              range(len(dataset))]).float()
+        mean, std = (getattr(model.data_preprocessor, k) for k in
+                     ('mean', 'std'))
+        images = (images.flip(1) - mean) / std
+        net = model.backbone.timm_model
+        return net.final_conv(net.stages(net.stem(images))).mean(
+            (2, 3)), dataset
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_features_are_those_of_the_network_on_test_images(tmp_path, split):
+    model, cfg = build()
+    model.train()
+    store = extract(model, cfg, split, tmp_path / split)
+    features, dataset = expected(model, cfg,
+                                 dict(train='train', val='test')[split])
+    torch.testing.assert_close(torch.tensor(store.features), features,
+                               rtol=1e-4, atol=1e-5)
+    assert store.labels.tolist() == [
+        dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))]
+
+
+def test_a_store_is_used_again_without_a_pass(tmp_path, monkeypatch):
+    model, cfg = build()
+    extract(model, cfg, 'val', tmp_path / 'val')
+    monkeypatch.setattr('gap_plugin.probing.FixedPart.forward',
+                        lambda *_: pytest.fail('a second pass'))
+    assert len(extract(*build(), 'val', tmp_path / 'val')) == 355
+
+
+@pytest.mark.parametrize('change, field', [
+    ({'model.backbone.out_feature': 'forward_features'}, 'backbone'),
+    ({'test_dataloader.batch_size': 64}, 'batch_size'),
+    ({'val_dataloader.dataset.indices': 100}, 'rows'),
+    ({'model.data_preprocessor': dict(mean=[0., 0., 0.])}, 'preprocessor'),
+])
+def test_a_store_of_something_else_is_not_used(tmp_path, change, field):
+    extract(*build(), 'val', tmp_path / 'val')
+    with pytest.raises(ValueError, match=f'made otherwise: .*{field} .* now'):
+        extract(*build(change), 'val', tmp_path / 'val')
+    assert len(FeatureStore(tmp_path / 'val')) == 355
+    extract(*build(change), 'val', tmp_path / 'val', force=True)
+
+
+def test_a_store_of_other_weights_is_not_used(tmp_path):
+    model, cfg = build()
+    extract(model, cfg, 'val', tmp_path / 'val')
+    with torch.no_grad():
+        next(model.backbone.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(ValueError, match='weights .* against .* now'):
+        extract(model, cfg, 'val', tmp_path / 'val')
+    with pytest.raises(ValueError, match='dtype float32 against float16'):
+        extract(*build(), 'val', tmp_path / 'val', dtype='float16')
+
+
+def test_the_head_does_not_make_another_store(tmp_path):
+    extract(*build(), 'val', tmp_path / 'val')
+    extract(*build({'model.head.num_classes': 12}), 'val', tmp_path / 'val')
+
+
+def test_stock_parts_are_stored_too(tmp_path):
+    model, cfg = build({'model': dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=512))})
+    pipeline = [dict(type='Resize', scale=32), dict(type='PackInputs')]
+    cfg.test_dataloader.dataset.pipeline = pipeline
+    store = extract(model, cfg, 'val', tmp_path / 'val')
+    assert store.features.shape == (355, 512)
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'model.head.num_classes': 5}, 'labels from 0 to 9, but num_classes of '
+     'the head is 5'),
+    ({'val_dataloader.dataset.indices': 0}, "split 'val' is empty"),
+    ({'model.neck': [dict(type='BNNeck')]}, 'are not pooled: put a GAPNeck'),
+    ({'model.backbone.out_indices': (0, 1), 'model.neck': [
+        dict(type='GAPNeck')]}, 'gives 2 maps, a store holds one'),
+    ({'val_dataloader': None}, 'has no val_dataloader'),
+])
+def test_what_cannot_be_stored_is_refused_ahead_of_the_pass(
+        tmp_path, options, message):
+    model, cfg = build(options)
+    with pytest.raises(ValueError, match=message):
+        extract(model, cfg, 'val', tmp_path / 'val')
+    assert not list(tmp_path.iterdir())
+
+
+def folder_of_images(root, bad):
+    for label in 'ab':
+        (root / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new('RGB', (40, 40), (60 * i, 0, 0)).save(
+                root / label / f'{i}.png')
+    for name in bad:
+        (root / name).write_bytes(b'no image')
+
+
+def image_config(root):
+    data = dict(
+        batch_size=3, num_workers=0, collate_fn=dict(type='default_collate'),
+        sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
+            type='CustomDataset', data_root=str(root), data_prefix='',
+            pipeline=[dict(type='LoadImageFromFile'),
+                      dict(type='TimmTestTransform'),
+                      dict(type='PackInputs')]))
+    return dict(val_dataloader=data, test_dataloader=data)
+
+
+def test_unreadable_images_are_named_or_left_out(tmp_path, capsys):
+    folder_of_images(tmp_path / 'd', ['a/1.png', 'b/3.png'])
+    options = image_config(tmp_path / 'd')
+    with pytest.raises(ValueError, match="2 of 8 images of 'val' cannot be "
+                       r"read: '.*a/1\.png', '.*b/3\.png'"):
+        extract(*build(options), 'val', tmp_path / 'val')
+    store = extract(*build(options), 'val', tmp_path / 'val', skip_bad=True)
+    assert [s[-7:] for s in store.sample_ids] == [
+        'a/0.png', 'a/2.png', 'a/3.png', 'b/0.png', 'b/1.png', 'b/2.png']
+    assert store.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert '2 of 8 images' in capsys.readouterr().out
+
+
+def test_an_image_that_breaks_off_is_named(tmp_path):
+    folder_of_images(tmp_path / 'd', [])
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    path = tmp_path / 'd' / 'b' / '1.jpg'
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    options = image_config(tmp_path / 'd')
+    options['test_dataloader']['dataset']['pipeline'][0][
+        'imdecode_backend'] = 'pillow'
+    with pytest.raises(ValueError, match=r'b/1\.jpg.* cannot be read'):
+        extract(*build(options), 'val', tmp_path / 'val')
+
+
+def _run(folder, started):
+    torch.set_num_threads(1)
+    model, cfg = build({'test_dataloader.batch_size': 16})
+    started.set()
+    extract(model, cfg, 'val', folder)
+
+
+def test_a_run_killed_at_any_moment_goes_on(tmp_path):
+    context = multiprocessing.get_context('fork')
+    began = time.perf_counter()
+    whole = extract(*build({'test_dataloader.batch_size': 16}), 'val',
+                    tmp_path / 'whole')
+    seconds = time.perf_counter() - began
+    rng = random.Random(0)
+    unfinished = 0
+    for i in range(20):
+        folder = tmp_path / str(i)
+        started = context.Event()
+        process = context.Process(target=_run, args=(folder, started))
+        process.start()
+        assert started.wait(60)
+        time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        process.join()
+        unfinished += not folder.exists()
+        store = extract(*build({'test_dataloader.batch_size': 16}), 'val',
+                        folder)
+        np.testing.assert_array_equal(store.features, whole.features)
+        assert not folder.with_name(f'{i}.partial').exists()
+    assert unfinished > 5  # the kills did strike
+
+
+def tool(*args, processes=1):
+    launch = [sys.executable, '-W', 'ignore']
+    extra = []
+    if processes > 1:
+        launch += ['-m', 'torch.distributed.run', '--nproc_per_node',
+                   str(processes), '--master_port',
+                   str(random.SystemRandom().randint(20000, 40000))]
+        extra = ['--launcher', 'pytorch']
+    return subprocess.run(
+        [*launch, str(ROOT / 'tools' / 'extract_features.py'), str(DIGITS),
+         *map(str, args), *extra], capture_output=True, text=True, cwd=ROOT,
+        check=False, timeout=300)
+
+
+def test_two_processes_store_the_same_bytes_as_one(tmp_path):
+    for name, processes in (('one', 1), ('two', 2)):
+        done = tool('--out', tmp_path / name, '--splits', 'val',
+                    '--work-dir', tmp_path / 'w', processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert re.search(r'355 x 192 float32', done.stdout)
+    for file in ('features.npy', 'labels.npy', 'sample_ids.npy'):
+        assert ((tmp_path / 'one' / 'val' / file).read_bytes()
+                == (tmp_path / 'two' / 'val' / file).read_bytes())
+    one, two = (json.loads((tmp_path / n / 'val' / 'store.json').read_text())
+                for n in ('one', 'two'))
+    assert one['fingerprint'] == two['fingerprint']
+
+
+def test_the_tool_says_in_one_line_what_is_wrong(tmp_path):
+    done = tool('--out', tmp_path, '--splits', 'val', '--work-dir', tmp_path,
+                '--cfg-options', 'model.head.num_classes=5')
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "extract_features.py: the split 'val' has labels from 0 to 9")
