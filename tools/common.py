@@ -1,4 +1,4 @@
-"""What ``train.py`` and ``test.py`` share: flags, and config to runner."""
+"""What the tools share: flags, and config to runner or model."""
 
 import argparse
 import os
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.runner import Runner, load_checkpoint
+from mmpretrain.registry import MODELS
+from torch import nn
 
 import gap_plugin  # noqa: F401, registers the parts for every config
 from gap_plugin.compat import init_cpu_group
@@ -73,3 +75,33 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
+
+
+def add_store_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of what extracts features."""
+    parser.add_argument('--checkpoint', help='weights of the model; those '
+                        'that the config loads by default')
+    parser.add_argument('--out', help='folder for the stores; '
+                        '<work-dir>/features by default')
+    parser.add_argument('--dtype', choices=['float32', 'float16'],
+                        default='float32', help='of the stored features')
+    parser.add_argument('--skip-bad', action='store_true',
+                        help='leave unreadable images out')
+    parser.add_argument('--force', action='store_true',
+                        help='replace a store that something else has made')
+
+
+def build_classifier(cfg: Config, args: argparse.Namespace) -> nn.Module:
+    """Build the model of a config, with its weights, outside of a runner."""
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    init_cpu_group(args.launcher)
+    # what the config leaves to chance is the same in every run
+    torch.manual_seed((cfg.get('randomness') or {}).get('seed') or 0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    checkpoint = args.checkpoint or cfg.get('load_from')
+    if checkpoint:
+        load_checkpoint(model, checkpoint, map_location='cpu')
+    return model.cuda() if torch.cuda.is_available() else model

@@ -12,15 +12,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
-from mmpretrain.registry import MODELS
-
-from common import add_shared_flags, load_config
-from gap_plugin.compat import init_cpu_group
-from gap_plugin.probing import extract
-from gap_plugin.probing.extraction import SPLITS
+from common import (
+    add_shared_flags,
+    add_store_flags,
+    build_classifier,
+    load_config,
+)
+from gap_plugin.probing import SPLITS, extract
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,19 +27,10 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--checkpoint', help='weights of the model; those '
-                        'that the config loads by default')
     parser.add_argument('--splits', nargs='+', choices=SPLITS, metavar='SPLIT',
                         default=['train', 'val'],
                         help='of train, val, test; train val by default')
-    parser.add_argument('--out', help='folder for the stores; '
-                        '<work-dir>/features by default')
-    parser.add_argument('--dtype', choices=['float32', 'float16'],
-                        default='float32', help='of the stored features')
-    parser.add_argument('--skip-bad', action='store_true',
-                        help='leave unreadable images out')
-    parser.add_argument('--force', action='store_true',
-                        help='replace a store that something else has made')
+    add_store_flags(parser)
     add_shared_flags(parser)
     return parser.parse_args()
 
@@ -50,18 +39,7 @@ def main() -> None:
     """Extract."""
     args = parse_args()
     cfg = load_config(args)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    init_cpu_group(args.launcher)
-    torch.manual_seed(0)  # what the config leaves unset is the same again
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    if args.checkpoint or cfg.get('load_from'):
-        load_checkpoint(model, args.checkpoint or cfg.load_from,
-                        map_location='cpu')
-    if torch.cuda.is_available():
-        model.cuda()
+    model = build_classifier(cfg, args)
     out = Path(args.out or Path(cfg.work_dir) / 'features')
     for split in args.splits:
         store = extract(

@@ -222,7 +222,9 @@ def extract(model: nn.Module, cfg: Config, split: str,
         writer.write(index, features_of(batch))
     barrier()
     if rank == 0:
-        writer.finish(fingerprint)
+        writer.finish(fingerprint, in_tuple=part.in_tuple, metainfo={
+            key: dataset.metainfo[key] for key in ('classes', )
+            if key in dataset.metainfo})
     barrier()
     return FeatureStore(folder)
 

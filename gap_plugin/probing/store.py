@@ -211,8 +211,13 @@ class StoreWriter:
         with open(self.partial / 'done', 'r+b', buffering=0) as file:
             os.pwrite(file.fileno(), b'\1', index)
 
-    def finish(self, fingerprint: dict[str, Any]) -> FeatureStore:
+    def finish(self, fingerprint: dict[str, Any],
+               **facts: Any) -> FeatureStore:
         """Describe the files and put the store in its place.
+
+        Args:
+            fingerprint: As given to :meth:`prepare`.
+            **facts: What else is to stand in the description.
 
         Raises:
             ValueError: If blocks are missing.
@@ -232,7 +237,7 @@ class StoreWriter:
                                mtime_ns=found.st_mtime_ns)
         _write(self.partial / _DESCRIPTION, json.dumps(
             dict(fingerprint=fingerprint, rows=self.rows, width=self.width,
-                 files=files), indent=1) + '\n')
+                 files=files, **facts), indent=1) + '\n')
         for name in ('done', 'plan.json'):
             (self.partial / name).unlink()
         os.replace(self.partial, self.folder)
