@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import Runner, load_checkpoint
@@ -19,6 +21,73 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .extraction import FixedPart, check_labels
 from .store import FeatureStore
+
+
+class KeepBest(CheckpointHook):
+    """Keeps the last epoch, to go on from, and the best one, through a kill.
+
+    MMEngine's own hook writes over its files in place, takes the former best
+    one away before the new one is there, and saves an epoch ahead of its
+    validation: a run that is killed may lose its best epoch. Here both files
+    are renamed into place, after the validation. A run that goes on is the
+    same run, so that a best file newer than the last epoch does no harm.
+
+    Args:
+        save_best: Metric to choose by; ``'auto'`` for the first one.
+        rule: ``'greater'``, ``'less'``, or None to infer it.
+        seconds: How often the last epoch is kept, at most.
+    """
+
+    LAST, BEST = 'last.pth', 'best.pth'
+
+    def __init__(self, save_best: str = 'auto', rule: str | None = None,
+                 seconds: float = 5.) -> None:
+        super().__init__(save_best=save_best, rule=rule)
+        self.seconds = seconds
+        self._kept = 0.
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Nothing: epochs are kept."""
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Keep an epoch that is not validated."""
+        if runner.val_loop is None:
+            self._keep(runner, runner.epoch + 1)
+
+    def after_val_epoch(self, runner: Runner,
+                        metrics: dict[str, float]) -> None:
+        """Keep the epoch if it is the best one, and as the last one."""
+        if self.key_indicators == ['auto']:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        (key, ) = self.key_indicators
+        if key not in metrics:
+            raise ValueError(
+                f'save_best of the checkpoint hook is {key!r}, but the '
+                f'evaluator gives {", ".join(metrics)}.')
+        known = runner.message_hub.runtime_info
+        score = float(metrics[key])
+        if 'best_score' not in known or self.is_better_than[key](
+                score, known['best_score']):
+            runner.message_hub.update_info('best_score', score)
+            self._write(runner, self.BEST, runner.epoch)
+        self._keep(runner, runner.epoch)
+
+    def _keep(self, runner: Runner, epoch: int) -> None:
+        now = time.monotonic()
+        if (now - self._kept >= self.seconds
+                or epoch == runner.max_epochs):
+            self._write(runner, self.LAST, epoch)
+            self._kept = now
+
+    def _write(self, runner: Runner, name: str, epoch: int) -> None:
+        runner.save_checkpoint(
+            self.out_dir, f'{name}.tmp', by_epoch=False,
+            meta=dict(epoch=epoch, iter=epoch * len(runner.train_dataloader)),
+            save_optimizer=name == self.LAST,
+            save_param_scheduler=name == self.LAST)
+        path = Path(self.out_dir) / name
+        os.replace(f'{path}.tmp', path)
 
 
 class _Stored(nn.Module):
@@ -153,7 +222,8 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
 
 def probe(model: nn.Module, cfg: Config, train: FeatureStore,
           val: FeatureStore | None, *, epochs: int, work_dir: str | Path,
-          metainfo: dict, resume: bool = False) -> dict[str, float]:
+          metainfo: dict, resume: bool = False,
+          keep_every: float = 5.) -> dict[str, float]:
     """Train neck and head on stored features, with the config's schedule.
 
     Args:
@@ -167,7 +237,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore,
         epochs: How many.
         work_dir: For logs and checkpoints of neck and head alone.
         metainfo: Of the dataset, for the evaluators.
-        resume: Whether to go on from the last checkpoint there.
+        resume: Whether to go on from the last epoch kept there.
+        keep_every: Seconds after which the last epoch is kept again.
 
     Returns:
         Metrics of the chosen epoch; empty without validation.
@@ -192,12 +263,15 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore,
     if not len(train_loader):
         raise ValueError(f'{len(train)} training images give no batch of '
                          f'{loader.batch_size}: set a smaller batch_size.')
-    hooks = copy.deepcopy(dict(cfg.get('default_hooks') or {}))
-    # of neck and head alone: cheap, and the last is enough to go on from
-    hooks['checkpoint'] = {
-        **hooks.get('checkpoint', dict(type='CheckpointHook')),
-        'interval': max(epochs // 10, 1), 'max_keep_ckpts': 1,
-        'save_best': 'auto' if val is not None else None}
+    work_dir = Path(work_dir)
+    hooks = dict(cfg.get('default_hooks') or {})
+    stock = hooks.get('checkpoint') or {}
+    save_best = stock.get('save_best')
+    hooks['checkpoint'] = KeepBest(
+        save_best if isinstance(save_best, str) else 'auto',
+        stock.get('rule'), keep_every)
+    last = work_dir / KeepBest.LAST
+    resume = resume and last.is_file()
     validation = {} if val is None else dict(
         val_dataloader=_loader(
             val, metainfo, False, val.fingerprint['batch_size'], False,
@@ -212,6 +286,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore,
         param_scheduler=stretched(cfg, epochs, len(train_loader)),
         default_hooks=hooks,
         custom_hooks=cfg.get('custom_hooks'),
+        load_from=str(last) if resume else None,
         resume=resume,
         visualizer=cfg.get('visualizer'),
         log_level=cfg.get('log_level', 'INFO'),
@@ -223,11 +298,15 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore,
     runner.train()
     if val is None:
         return {}
-    best = runner.message_hub.get_info('best_ckpt')
-    load_checkpoint(short, best, map_location='cpu', strict=True,
-                    logger='silent')
+    load_checkpoint(short, str(work_dir / KeepBest.BEST), map_location='cpu',
+                    strict=True, logger='silent')
     short.eval()
-    return runner.val_loop.run()
+    # apart from the runner's hooks, which would keep it as an epoch
+    evaluator = runner.val_evaluator
+    with torch.no_grad():
+        for batch in runner.val_dataloader:
+            evaluator.process(short.val_step(batch), batch)
+    return evaluator.evaluate(len(runner.val_dataloader.dataset))
 
 
 def _loader(store: FeatureStore, metainfo: dict, whole: bool, size: int,
@@ -247,6 +326,8 @@ def _takes_whole(model: nn.Module, store: FeatureStore) -> bool:
 
     Asked of the head itself, on a few rows: its loss may look at samples.
     """
+    if store.labels.ndim > 1:  # scores of each image
+        return False
     rows = np.arange(min(len(store), 4))
     model.eval()
     losses = []
