@@ -225,6 +225,14 @@ def test_a_probe_killed_at_any_moment_goes_on_to_the_same_end(tmp_path):
     assert began > 2  # and some of them in mid-training
 
 
+def test_another_probe_is_not_gone_on_with(tmp_path):
+    run_probe(FROZEN, tmp_path, epochs=2)
+    with pytest.raises(ValueError, match=r'last\.pth.* is of another probe '
+                       r'\(epochs 2 against 3 now\)'):
+        run_probe(FROZEN, tmp_path, epochs=3, resume=True)
+    run_probe(FROZEN, tmp_path, epochs=2, resume=True)
+
+
 def _probe(options, stores_in, folder):
     torch.set_num_threads(1)
     model, cfg = build(options)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmpretrain.structures import DataSample
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -36,13 +36,16 @@ class KeepBest(CheckpointHook):
         save_best: Metric to choose by; ``'auto'`` for the first one.
         rule: ``'greater'``, ``'less'``, or None to infer it.
         seconds: How often the last epoch is kept, at most.
+        made_by: What the run depends on, kept along with it.
     """
 
     LAST, BEST = 'last.pth', 'best.pth'
 
     def __init__(self, save_best: str = 'auto', rule: str | None = None,
-                 seconds: float = 5.) -> None:
+                 seconds: float = 5.,
+                 made_by: dict[str, Any] | None = None) -> None:
         super().__init__(save_best=save_best, rule=rule)
+        self.made_by = made_by
         self.seconds = seconds
         self._kept = 0.
 
@@ -83,7 +86,8 @@ class KeepBest(CheckpointHook):
     def _write(self, runner: Runner, name: str, epoch: int) -> None:
         runner.save_checkpoint(
             self.out_dir, f'{name}.tmp', by_epoch=False,
-            meta=dict(epoch=epoch, iter=epoch * len(runner.train_dataloader)),
+            meta=dict(epoch=epoch, iter=epoch * len(runner.train_dataloader),
+                      made_by=self.made_by),
             save_optimizer=name == self.LAST,
             save_param_scheduler=name == self.LAST)
         path = Path(self.out_dir) / name
@@ -269,9 +273,20 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore,
     save_best = stock.get('save_best')
     hooks['checkpoint'] = KeepBest(
         save_best if isinstance(save_best, str) else 'auto',
-        stock.get('rule'), keep_every)
+        stock.get('rule'), keep_every,
+        made_by := dict(train.fingerprint, epochs=epochs))
     last = work_dir / KeepBest.LAST
     resume = resume and last.is_file()
+    if resume:
+        kept = CheckpointLoader.load_checkpoint(
+            str(last), map_location='cpu')['meta']['made_by']
+        differing = [key for key in made_by if kept.get(key) != made_by[key]]
+        if differing:
+            raise ValueError(
+                f'{str(last)!r} is of another probe ({differing[0]} '
+                f'{str(kept.get(differing[0]))[:80]} against '
+                f'{str(made_by[differing[0]])[:80]} now): leave --resume '
+                'out, or use another --work-dir.')
     validation = {} if val is None else dict(
         val_dataloader=_loader(
             val, metainfo, False, val.fingerprint['batch_size'], False,
