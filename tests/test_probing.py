@@ -192,6 +192,20 @@ def test_features_are_those_of_the_network_on_test_images(tmp_path, split):
         dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))]
 
 
+def test_norms_neither_follow_the_batches_nor_move(tmp_path):
+    model, cfg = build({'model.backbone': dict(
+        type='TimmFeatureBackbone', model_name='test_resnet', img_size=32)})
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    model.train()
+    store = extract(model, cfg, 'val', tmp_path / 'val')
+    for name, value in model.backbone.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    cfg.test_dataloader.batch_size = 5  # with which batch norm would differ
+    other = extract(model, cfg, 'val', tmp_path / 'other')
+    np.testing.assert_allclose(store.features, other.features, rtol=1e-4,
+                               atol=1e-5)
+
+
 def test_a_store_is_used_again_without_a_pass(tmp_path, monkeypatch):
     model, cfg = build()
     extract(model, cfg, 'val', tmp_path / 'val')
