@@ -35,6 +35,17 @@ _INSTALL = ('pip install "gap_plugin[openmmlab]" (mmpretrain, mmengine, '
             'onedl-* fork)')
 
 
+def versions() -> dict[str, str]:
+    """What is installed of the libraries that numbers depend on."""
+    found = {}
+    for name in ('torch', *_TESTED):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def check_host() -> None:
     """Make sure that one host is there.
 
@@ -50,11 +61,10 @@ def check_host() -> None:
         raise ImportError(f'gap_plugin needs MMPretrain, but '
                           f'{", ".join(missing)} is not installed: {_INSTALL}'
                           ) from None
-    for name, (lowest, first_above) in _TESTED.items():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
+    for name, found in versions().items():
+        if name not in _TESTED:
             continue
+        lowest, first_above = _TESTED[name]
         if not Version(lowest) <= Version(found) < Version(first_above):
             warnings.warn(
                 f'{name} {found} is outside of the versions that gap_plugin '

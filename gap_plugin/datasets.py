@@ -1,10 +1,13 @@
-"""Data that comes in a package and so needs no download."""
+"""Data that comes in a package, and files of images that do not open."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS
+from PIL import Image
 
 _SPLITS = ('train', 'test', 'all')
 
@@ -63,3 +66,21 @@ class Digits(BaseDataset):
                 img_path=f'digits/{i}.png',
                 gt_label=int(data.target[i])) for i in np.flatnonzero(chosen)
         ]
+
+
+def unreadable(paths: Iterable[str | Path]) -> list[str]:
+    """Those of some files that do not open as images, by their headers."""
+    bad = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except (OSError, SyntaxError, ValueError):
+            bad.append(str(path))
+    return bad
+
+
+def some(names: list[str]) -> str:
+    """The first of many names, for a message."""
+    return ', '.join(map(repr, names[:3])) + (
+        ', ...' if len(names) > 3 else '')

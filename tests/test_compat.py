@@ -86,6 +86,7 @@ def test_loader_that_asks_for_full_unpickling_does_not_get_it(
         tmp_path, monkeypatch):
     path, mark = str(tmp_path / 'bomb.pth'), tmp_path / 'mark'
     torch.save(Bomb(mark), path)
+    # what must not be got by asking for it
     loader = compat._weights_only(
         lambda name, _: torch.load(name, weights_only=False))
     for forbid in (False, True):  # torch's own way back to full unpickling

@@ -24,7 +24,8 @@ from gap_plugin.probing import (
     probe,
     probe_model,
 )
-from gap_plugin.probing.probe import FeatureBatches, _takes_whole, stretched
+from gap_plugin.probing.batches import FeatureBatches
+from gap_plugin.probing.probe import _takes_whole, stretched
 
 ROOT = Path(__file__).parents[1]
 STOCK = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
@@ -69,12 +70,9 @@ def test_a_probe_learns_what_frozen_training_from_images_learns(tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     other = runner.model.state_dict()
-    moved = False
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4,
                                    msg=lambda m, n=name: f'{n}: {m}')
-        moved |= name == 'head.fc.weight'
-    assert moved
     start = torch.load(tmp_path / 'start.pth', weights_only=True)
     assert (other['head.fc.weight'] - start['head.fc.weight']
             ).abs().max() > 0.01
@@ -227,8 +225,8 @@ def test_a_probe_killed_at_any_moment_goes_on_to_the_same_end(tmp_path):
 
 def test_another_probe_is_not_gone_on_with(tmp_path):
     run_probe(FROZEN, tmp_path, epochs=2)
-    with pytest.raises(ValueError, match=r'last\.pth.* is of another probe '
-                       r'\(epochs 2 against 3 now\)'):
+    with pytest.raises(ValueError, match=r'last\.pth.* is of another probe: '
+                       r'epochs 2 against 3 now'):
         run_probe(FROZEN, tmp_path, epochs=3, resume=True)
     run_probe(FROZEN, tmp_path, epochs=2, resume=True)
 

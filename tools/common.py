@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 import gap_plugin  # noqa: F401, registers the parts for every config
 from gap_plugin.compat import init_cpu_group
+from gap_plugin.probing import FeatureStore, extract
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -77,8 +79,12 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def add_store_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of what extracts features."""
+def store_parser(description: str) -> argparse.ArgumentParser:
+    """A parser for what extracts features."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
     parser.add_argument('--checkpoint', help='weights of the model; those '
                         'that the config loads by default')
     parser.add_argument('--out', help='folder for the stores; '
@@ -89,6 +95,19 @@ def add_store_flags(parser: argparse.ArgumentParser) -> None:
                         help='leave unreadable images out')
     parser.add_argument('--force', action='store_true',
                         help='replace a store that something else has made')
+    add_shared_flags(parser)
+    return parser
+
+
+def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
+                   splits: Iterable[str]) -> dict[str, FeatureStore]:
+    """Stores of several splits, as the flags say."""
+    out = Path(args.out or Path(cfg.work_dir) / 'features')
+    return {
+        split: extract(
+            model, cfg, split, out / split, dtype=args.dtype, amp=args.amp,
+            skip_bad=args.skip_bad, force=args.force) for split in splits
+    }
 
 
 def build_classifier(cfg: Config, args: argparse.Namespace) -> nn.Module:

@@ -8,43 +8,28 @@ store.json. A store that is there already, made by the same weights from the
 same images, is kept; a run that was cut off goes on.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from common import (
-    add_shared_flags,
-    add_store_flags,
     build_classifier,
+    extract_splits,
     load_config,
+    store_parser,
 )
-from gap_plugin.probing import SPLITS, extract
-
-
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--splits', nargs='+', choices=SPLITS, metavar='SPLIT',
-                        default=['train', 'val'],
-                        help='of train, val, test; train val by default')
-    add_store_flags(parser)
-    add_shared_flags(parser)
-    return parser.parse_args()
+from gap_plugin.probing import SPLITS
 
 
 def main() -> None:
     """Extract."""
-    args = parse_args()
+    parser = store_parser(__doc__)
+    parser.add_argument('--splits', nargs='+', choices=SPLITS, metavar='SPLIT',
+                        default=['train', 'val'],
+                        help='of train, val, test; train val by default')
+    args = parser.parse_args()
     cfg = load_config(args)
     model = build_classifier(cfg, args)
-    out = Path(args.out or Path(cfg.work_dir) / 'features')
-    for split in args.splits:
-        store = extract(
-            model, cfg, split, out / split, dtype=args.dtype, amp=args.amp,
-            skip_bad=args.skip_bad, force=args.force)
+    for store in extract_splits(model, cfg, args, args.splits).values():
         print(f'{store.folder}: {len(store)} x {store.features.shape[1]} '
               f'{store.features.dtype}')
 

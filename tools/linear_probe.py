@@ -13,20 +13,17 @@ from pathlib import Path
 
 import gap_plugin
 from common import (
-    add_shared_flags,
-    add_store_flags,
     build_classifier,
+    extract_splits,
     load_config,
+    store_parser,
 )
-from gap_plugin.probing import check_frozen, extract, probe, save_whole
+from gap_plugin.probing import check_frozen, probe, save_whole
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser = store_parser(__doc__)
     parser.add_argument('--epochs', type=int, default=100,
                         help='the schedule of the config is stretched to it')
     parser.add_argument('--freeze', action='store_true',
@@ -35,8 +32,6 @@ def parse_args() -> argparse.Namespace:
                         help='no validation; the last epoch is kept')
     parser.add_argument('--resume', action='store_true',
                         help='go on from the last checkpoint of the probe')
-    add_store_flags(parser)
-    add_shared_flags(parser)
     args = parser.parse_args()
     if args.epochs < 1:
         parser.error(f'--epochs must be 1 at least, got {args.epochs}')
@@ -54,13 +49,9 @@ def main() -> None:
     if not args.freeze:
         check_frozen(model)
     work_dir = Path(cfg.work_dir)
-    out = Path(args.out or work_dir / 'features')
-    stores = {
-        split: extract(
-            model, cfg, split, out / split, dtype=args.dtype, amp=args.amp,
-            skip_bad=args.skip_bad, force=args.force)
-        for split in (('train', ) if args.no_validate else ('train', 'val'))
-    }
+    stores = extract_splits(
+        model, cfg, args,
+        ('train', ) if args.no_validate else ('train', 'val'))
     metainfo = stores['train'].description['metainfo']
     metrics = probe(
         model, cfg, stores['train'], stores.get('val'), epochs=args.epochs,

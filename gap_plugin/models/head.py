@@ -5,7 +5,7 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from .messages import check_width
+from .messages import check_labels, check_width
 
 
 @MODELS.register_module()
@@ -83,15 +83,15 @@ class LinearHead(ClsHead):
         an assertion that takes the whole process down on a GPU.
         """
         if 'gt_score' in data_samples[0]:  # as a batch augmentation leaves it
-            lowest, highest = 0, len(data_samples[0].gt_score) - 1
-            fits = highest + 1 == self.num_classes
+            scores = len(data_samples[0].gt_score)
+            if scores != self.num_classes:
+                raise ValueError(
+                    f'the data has scores of {scores} classes, but '
+                    f'num_classes of LinearHead is {self.num_classes}: set '
+                    'both to the number of classes.')
         else:
             labels = torch.cat([sample.gt_label for sample in data_samples])
-            lowest, highest = labels.aminmax()
-            fits = lowest >= 0 and highest < self.num_classes
-        if not fits:
-            raise ValueError(
-                f'the data has labels from {int(lowest)} to {int(highest)}, '
-                f'but num_classes of LinearHead is {self.num_classes}: labels '
-                'count from 0, set num_classes to the number of classes.')
+            lowest, highest = map(int, labels.aminmax())
+            check_labels(lowest, highest, self.num_classes, 'LinearHead',
+                         'the data')
         return super()._get_loss(cls_score, data_samples, **kwargs)

@@ -25,6 +25,27 @@ def check_width(part: nn.Module, feats: torch.Tensor, width: int) -> None:
             f'{given} channels: set in_channels={given} in the {name}.')
 
 
+def check_labels(lowest: int, highest: int, num_classes: int, head: str,
+                 data: str) -> None:
+    """Refuse labels that a head has no class for.
+
+    Args:
+        lowest: Smallest label.
+        highest: Largest label.
+        num_classes: Classes of the head.
+        head: Its name.
+        data: Where the labels are from.
+
+    Raises:
+        ValueError: With the range of the labels.
+    """
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f'{data} has labels from {lowest} to {highest}, but num_classes '
+            f'of {head} is {num_classes}: labels count from 0, set '
+            'num_classes to the number of classes.')
+
+
 def _backbone_name() -> str:
     """The backbone of the model whose forward is running.
 

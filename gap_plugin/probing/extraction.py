@@ -2,97 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset, worker_init_fn
+from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier, get_dist_info
 from mmengine.registry import DATASETS, FUNCTIONS
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..compat import versions
+from ..datasets import some, unreadable
+from ..models.messages import check_labels
+from ..version import __version__
+from .fixed_part import FixedPart
 from .store import FeatureStore, StoreWriter, remove
 
 SPLITS = ('train', 'val', 'test')
-
-
-class FixedPart(nn.Module):
-    """What a linear probe leaves as it is: preprocessor, backbone, pooling.
-
-    Args:
-        model: An ``ImageClassifier``, ours or stock. Of its neck, the parts
-            without parameters and buffers that come first belong here.
-
-    Attributes:
-        necks (list[str]): Names of these parts in the model.
-        in_tuple (bool): Whether what follows gets a tuple; known after a
-            pass.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.data_preprocessor = model.data_preprocessor
-        self.backbone = model.backbone
-        self.pool = nn.Sequential()
-        self.necks: list[str] = []
-        self.in_tuple = True
-        neck = getattr(model, 'neck', None)
-        if neck is None:
-            parts = {}
-        elif isinstance(neck, nn.Sequential):
-            parts = {f'neck.{name}': m for name, m in neck.named_children()}
-        else:
-            parts = {'neck': neck}
-        for name, part in parts.items():
-            if len(part.state_dict()):
-                break
-            self.necks.append(name)
-            self.pool.append(part)
-        self.eval()
-
-    @torch.no_grad()
-    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Features of a batch of the dataloader.
-
-        Returns:
-            ``(N, C)``.
-
-        Raises:
-            ValueError: If there is more than one map, or it is not pooled.
-        """
-        inputs = self.data_preprocessor(batch, training=False)['inputs']
-        features = self.pool(self.backbone(inputs))
-        self.in_tuple = isinstance(features, (tuple, list))
-        if self.in_tuple:
-            if len(features) != 1:
-                raise ValueError(
-                    f'the backbone gives {len(features)} maps, a store holds '
-                    'one: give out_indices of the backbone one level.')
-            (features, ) = features
-        if features.ndim != 2:
-            raise ValueError(
-                f'features of shape {tuple(features.shape)} are not pooled: '
-                'put a GAPNeck, or another pooling without parameters, '
-                'first in the neck.')
-        return features
-
-    def fingerprint(self) -> str:
-        """Of all weights and statistics."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'
-                          .encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1)
-                          .view(torch.uint8).numpy())
-        return digest.hexdigest()
 
 
 class _Rows(Dataset):
@@ -171,10 +102,9 @@ def extract(model: nn.Module, cfg: Config, split: str,
     loader = loader_config(cfg, split)
     part = FixedPart(model)
     dataset = _dataset(loader, split)
-    names, labels = _data_list(dataset)
-    check_labels(labels, getattr(getattr(model, 'head', None), 'num_classes',
-                                 None), split)
-    chosen = _readable(dataset, names, split, skip_bad)
+    names, labels, files = _data_list(dataset)
+    check_split(labels, model, split)
+    chosen = _readable(names, files, split, skip_bad)
     names, labels = [names[i] for i in chosen], labels[chosen]
 
     fingerprint = dict(
@@ -189,7 +119,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
             model.backbone, 'data_source', None)]),
         data=_hash([names, labels.tolist()]),
         rows=len(names), batch_size=loader['batch_size'], dtype=dtype,
-        amp=amp, versions=_versions())
+        amp=amp, versions=dict(versions(), gap_plugin=__version__))
     rank, world = get_dist_info()
     folder = Path(folder)
     if force and rank == 0 and not _matches(folder, fingerprint):
@@ -216,10 +146,13 @@ def extract(model: nn.Module, cfg: Config, split: str,
     barrier()
     blocks = [int(b) for b in writer.missing() if b % world == rank]
     barrier()  # the flags are read by all before one is set
-    for index, batch in zip(blocks, _progress(
-            _batches(loader, rows, blocks), writer, blocks, split, rank),
-            strict=True):
-        writer.write(index, features_of(batch))
+    with tqdm(total=sum(map(writer.rows_in, blocks)), desc=split,
+              unit='image', disable=rank > 0) as bar:
+        for index, batch in zip(blocks, _batches(loader, rows, blocks),
+                                strict=True):
+            features = features_of(batch)
+            writer.write(index, features)
+            bar.update(len(features))
     barrier()
     if rank == 0:
         writer.finish(fingerprint, in_tuple=part.in_tuple, metainfo={
@@ -243,79 +176,69 @@ def _dataset(loader: dict, split: str) -> BaseDataset:
     return dataset
 
 
-def check_labels(labels: np.ndarray, num_classes: int | None,
-                 split: str) -> None:
-    """Refuse labels that the head has no class for.
+def check_split(labels: np.ndarray, model: nn.Module, split: str) -> None:
+    """Refuse labels that the model's head has no class for.
 
     Raises:
         ValueError: With the range of the labels.
     """
-    if num_classes is None:
-        return
-    if labels.ndim == 2:
-        lowest, highest = 0, labels.shape[1] - 1
-    else:
-        lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f'the split {split!r} has labels from {lowest} to {highest}, but '
-            f'num_classes of the head is {num_classes}: labels count from 0, '
-            'set num_classes to the number of classes.')
+    classes = getattr(getattr(model, 'head', None), 'num_classes', None)
+    if classes is not None:
+        lowest, highest = ((0, labels.shape[1] - 1) if labels.ndim == 2 else
+                           (int(labels.min()), int(labels.max())))
+        check_labels(lowest, highest, classes, 'the head',
+                     f'the split {split!r}')
 
 
-def _data_list(dataset: BaseDataset) -> tuple[list[str], np.ndarray]:
+def _data_list(
+        dataset: BaseDataset) -> tuple[list[str], np.ndarray, list[int]]:
     """Name and label of every sample, without loading an image.
+
+    Returns:
+        Names, labels, and the samples whose names are those of local files.
 
     Raises:
         ValueError: If the dataset does not tell them.
     """
-    names, labels = [], []
+    names, labels, files = [], [], []
     for i in range(len(dataset)):
         try:
             info = dataset.get_data_info(i)
-            label = info['gt_label']
+            labels.append(info['gt_label'])
         except (AttributeError, KeyError):
             raise ValueError(
                 f'{type(dataset).__name__} gives no gt_label by '
                 'get_data_info: use a dataset of MMPretrain, such as '
                 'CustomDataset.') from None
         names.append(str(info.get('img_path', i)))
-        labels.append(label)
+        if 'img' not in info and '://' not in names[-1]:
+            files.append(i)
     if np.ndim(labels[0]) == 0:
-        return names, np.asarray(labels, np.int64)
+        return names, np.asarray(labels, np.int64), files
     classes = len(dataset.metainfo['classes'])  # lists of classes per image
     scores = np.zeros((len(labels), classes), np.float32)
     for row, label in enumerate(labels):
         scores[row, label] = 1
-    return names, scores
+    return names, scores, files
 
 
-def _readable(dataset: BaseDataset, names: list[str], split: str,
+def _readable(names: list[str], files: list[int], split: str,
               skip_bad: bool) -> np.ndarray:
     """Indices of the samples whose images open.
 
     Raises:
         ValueError: If some do not, and are not to be skipped.
     """
-    bad = []
-    for i, name in enumerate(names):
-        if 'img' in dataset.get_data_info(i) or '://' in name:
-            continue
-        try:
-            with Image.open(name) as image:
-                image.verify()
-        except (OSError, SyntaxError, ValueError):
-            bad.append(i)
+    bad = set(unreadable(names[i] for i in files))
+    left = [i for i, name in enumerate(names) if name not in bad]
     if bad:
-        some = ', '.join(repr(names[i]) for i in bad[:3])
-        some += ', ...' if len(bad) > 3 else ''
-        told = (f'{len(bad)} of {len(names)} images of {split!r} cannot be '
-                f'read: {some}')
-        if not skip_bad or len(bad) == len(names):
+        told = (f'{len(names) - len(left)} of {len(names)} images of '
+                f'{split!r} cannot be read: {some(sorted(bad))}')
+        if not skip_bad or not left:
             raise ValueError(f'{told}; remove them, or leave them out with '
                              '--skip-bad.')
         print(f'{told}; left out.')
-    return np.setdiff1d(np.arange(len(names)), bad)
+    return np.asarray(left)
 
 
 def _collate(loader: dict) -> Any:
@@ -328,28 +251,12 @@ def _batches(loader: dict, rows: _Rows, blocks: list[int]) -> DataLoader:
     same, and its features with them.
     """
     size, count = loader['batch_size'], len(rows.names)
-    workers = loader.get('num_workers', 0)
     return DataLoader(
-        rows, collate_fn=_collate(loader), num_workers=workers,
+        rows, collate_fn=_collate(loader),
+        num_workers=loader.get('num_workers', 0),
         pin_memory=loader.get('pin_memory', False),
-        worker_init_fn=_init_worker if workers else None,
         batch_sampler=[range(b * size, min((b + 1) * size, count))
                        for b in blocks])
-
-
-def _init_worker(worker: int) -> None:
-    worker_init_fn(worker, 0, 0, 0)
-
-
-def _progress(batches: DataLoader, writer: StoreWriter, blocks: list[int],
-              split: str, rank: int) -> Iterator[dict]:
-    """Images per second and time left."""
-    with tqdm(total=sum(min(writer.block, writer.rows - b * writer.block)
-                        for b in blocks),
-              desc=split, unit='image', disable=rank > 0) as bar:
-        for index, batch in zip(blocks, batches, strict=True):
-            yield batch
-            bar.update(min(writer.block, writer.rows - index * writer.block))
 
 
 def _matches(folder: Path, fingerprint: dict) -> bool:
@@ -363,13 +270,3 @@ def _matches(folder: Path, fingerprint: dict) -> bool:
 def _hash(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ('torch', 'timm', 'mmpretrain', 'onedl-mmpretrain'):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,10 @@ class FeatureStore:
         Raises:
             ValueError: If they differ; with the fields.
         """
-        differing = _differing(self.fingerprint, fingerprint)
-        if differing:
+        others = differing(self.fingerprint, fingerprint)
+        if others:
             raise ValueError(
-                f'{str(self.folder)!r} was made otherwise: {differing}; '
+                f'{str(self.folder)!r} was made otherwise: {others}; '
                 'extract again with --force, or into another --out.')
 
 
@@ -137,11 +138,11 @@ class StoreWriter:
         """
         plan = self.partial / 'plan.json'
         if plan.is_file():
-            differing = _differing(json.loads(plan.read_text()), fingerprint)
-            if differing:
+            others = differing(json.loads(plan.read_text()), fingerprint)
+            if others:
                 raise ValueError(
                     f'{str(self.partial)!r} is half of another store: '
-                    f'{differing}; use --force to drop it, or another --out.')
+                    f'{others}; use --force to drop it, or another --out.')
             return
         # killed before its plan was there: it holds no features
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -160,7 +161,7 @@ class StoreWriter:
                 size = self.rows * self.width * self.dtype.itemsize
                 os.posix_fallocate(file.fileno(), file.tell(), size)
             (self.partial / 'done').write_bytes(bytes(self.blocks))
-            _write(plan, json.dumps(fingerprint))
+            _write(plan, fingerprint)
         except OSError as error:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise OSError(
@@ -168,6 +169,10 @@ class StoreWriter:
                 f'features under {str(self.folder.parent)!r}: '
                 f'{error.strerror}; free space or choose another --out'
             ) from None
+
+    def rows_in(self, index: int) -> int:
+        """Rows of one block."""
+        return min(self.block, self.rows - index * self.block)
 
     def missing(self) -> np.ndarray:
         """Indices of the blocks that are not written yet."""
@@ -186,7 +191,7 @@ class StoreWriter:
             OSError: If the disk does not take them.
         """
         start = index * self.block
-        rows = min(self.block, self.rows - start)
+        rows = self.rows_in(index)
         if features.shape != (rows, self.width):
             raise ValueError(f'block {index} takes rows of shape '
                              f'{(rows, self.width)}, got {features.shape}.')
@@ -204,10 +209,16 @@ class StoreWriter:
             data = memoryview(features).cast('B')
             position = (self._offset
                         + start * self.width * self.dtype.itemsize)
-            while data:
-                written = os.pwrite(file.fileno(), data, position)
-                data, position = data[written:], position + written
-            os.fdatasync(file.fileno())  # ahead of the flag
+            try:
+                while data:
+                    written = os.pwrite(file.fileno(), data, position)
+                    data, position = data[written:], position + written
+                os.fdatasync(file.fileno())  # ahead of the flag
+            except OSError as error:
+                raise OSError(
+                    error.errno, f'cannot write to {str(self.partial)!r}: '
+                    f'{error.strerror}; mend the disk and run again, what '
+                    'is written is kept') from None
         with open(self.partial / 'done', 'r+b', buffering=0) as file:
             os.pwrite(file.fileno(), b'\1', index)
 
@@ -235,9 +246,9 @@ class StoreWriter:
             found = path.stat()
             files[name] = dict(bytes=found.st_size, blake2b=_digest(path),
                                mtime_ns=found.st_mtime_ns)
-        _write(self.partial / _DESCRIPTION, json.dumps(
-            dict(fingerprint=fingerprint, rows=self.rows, width=self.width,
-                 files=files, **facts), indent=1) + '\n')
+        _write(self.partial / _DESCRIPTION, dict(
+            fingerprint=fingerprint, rows=self.rows, width=self.width,
+            files=files, **facts))
         for name in ('done', 'plan.json'):
             (self.partial / name).unlink()
         os.replace(self.partial, self.folder)
@@ -264,7 +275,7 @@ def remove(folder: str | Path) -> None:
         shutil.rmtree(path)
 
 
-def _differing(made: dict, now: dict) -> str:
+def differing(made: dict, now: dict) -> str:
     """Fields in which two fingerprints differ, with both values."""
     keys = [k for k in {**made, **now} if made.get(k) != now.get(k)]
     return ', '.join(f'{k} {str(made.get(k))[:80]} against '
@@ -279,15 +290,25 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a text whole or not at all."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file to write in place of another: it is whole, or not there.
+
+    Yields:
+        The path to write to, which becomes ``path`` on the disk afterwards.
+    """
+    path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp')
-    with open(temporary, 'w') as file:
-        file.write(text)
-        file.flush()
+    yield temporary
+    with open(temporary, 'rb') as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     _sync(path.parent)
+
+
+def _write(path: Path, content: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def _sync(folder: Path) -> None:

@@ -6,7 +6,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +105,9 @@ def peak_memory(build: Callable, *args: Any) -> int:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured with."""
-    versions = {}
-    for name in ('torch', 'timm', 'mmpretrain', 'onedl-mmpretrain'):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    from gap_plugin.compat import versions  # after what is timed
     return dict(
-        versions=versions,
+        versions=versions(),
         python=platform.python_version(),
         processor=platform.machine(),
         threads=torch.get_num_threads(),

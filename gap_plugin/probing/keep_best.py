@@ -1,0 +1,80 @@
+"""Checkpoints of a probe that outlive a kill."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+from .store import replacing
+
+
+class KeepBest(CheckpointHook):
+    """Keeps the last epoch, to go on from, and the best one, through a kill.
+
+    MMEngine's own hook writes over its files in place, takes the former best
+    one away before the new one is there, and saves an epoch ahead of its
+    validation: a run that is killed may lose its best epoch. Here both files
+    are renamed into place, after the validation. A run that goes on is the
+    same run, so that a best file newer than the last epoch does no harm.
+
+    Args:
+        save_best: Metric to choose by; ``'auto'`` for the first one.
+        rule: ``'greater'``, ``'less'``, or None to infer it.
+        seconds: How often the last epoch is kept, at most.
+        made_by: What the run depends on, kept along with it.
+    """
+
+    LAST, BEST = 'last.pth', 'best.pth'
+
+    def __init__(self, save_best: str = 'auto', rule: str | None = None,
+                 seconds: float = 5.,
+                 made_by: dict[str, Any] | None = None) -> None:
+        super().__init__(save_best=save_best, rule=rule)
+        self.made_by = made_by
+        self.seconds = seconds
+        self._kept = 0.
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Nothing: epochs are kept."""
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Keep an epoch that is not validated."""
+        if runner.val_loop is None:
+            self._keep(runner, runner.epoch + 1)
+
+    def after_val_epoch(self, runner: Runner,
+                        metrics: dict[str, float]) -> None:
+        """Keep the epoch if it is the best one, and as the last one."""
+        if self.key_indicators == ['auto']:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        (key, ) = self.key_indicators
+        if key not in metrics:
+            raise ValueError(
+                f'save_best of the checkpoint hook is {key!r}, but the '
+                f'evaluator gives {", ".join(metrics)}.')
+        known = runner.message_hub.runtime_info
+        score = float(metrics[key])
+        if 'best_score' not in known or self.is_better_than[key](
+                score, known['best_score']):
+            runner.message_hub.update_info('best_score', score)
+            self._write(runner, self.BEST, runner.epoch)
+        self._keep(runner, runner.epoch)
+
+    def _keep(self, runner: Runner, epoch: int) -> None:
+        now = time.monotonic()
+        if (now - self._kept >= self.seconds
+                or epoch == runner.max_epochs):
+            self._write(runner, self.LAST, epoch)
+            self._kept = now
+
+    def _write(self, runner: Runner, name: str, epoch: int) -> None:
+        with replacing(Path(self.out_dir) / name) as temporary:
+            runner.save_checkpoint(
+                self.out_dir, temporary.name, by_epoch=False,
+                meta=dict(epoch=epoch, made_by=self.made_by,
+                          iter=epoch * len(runner.train_dataloader)),
+                save_optimizer=name == self.LAST,
+                save_param_scheduler=name == self.LAST)
