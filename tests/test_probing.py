@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,13 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from gap_plugin.probing import FeatureStore, StoreWriter, extract, remove
+from gap_plugin.probing import (
+    FeatureStore,
+    StoreWriter,
+    extract,
+    remove,
+    save_whole,
+)
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
@@ -122,6 +130,40 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='cannot lay out 10 x 4 .*No space'):
         write(tmp_path / 'train')
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A disk that is full: the system refuses to write on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_in_mid_pass_loses_nothing(tmp_path):
+    writer = StoreWriter(tmp_path / 'train', 4, 500, 'float32', 2)
+    writer.prepare(np.arange(4), list('abcd'), MADE_BY)
+    writer.write(0, np.ones((2, 500)))
+    with files_of_at_most(5000), pytest.raises(
+            OSError, match='cannot write to .*train.partial.*run again'):
+        writer.write(1, np.ones((2, 500)))
+    assert writer.missing().tolist() == [1]
+    writer.write(1, np.ones((2, 500)))
+    assert (writer.finish(MADE_BY).features == 1).all()
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_former_one(tmp_path):
+    path = tmp_path / 'a.pth'
+    save_whole(torch.nn.Linear(2, 2), path, {})
+    before = path.read_bytes()
+    with files_of_at_most(5000), pytest.raises(
+            OSError, match=r"cannot write '.*a\.pth', the disk may be full"):
+        save_whole(torch.nn.Linear(100, 100), path, {})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, 1e6])

@@ -296,12 +296,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Yields:
         The path to write to, which becomes ``path`` on the disk afterwards.
+
+    Raises:
+        OSError: If the disk does not take it; ``path`` is as before.
     """
     path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp')
-    yield temporary
-    with open(temporary, 'rb') as file:
-        os.fsync(file.fileno())
+    try:
+        yield temporary
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch.save's writer gives no OSError
+        if (isinstance(error, RuntimeError)
+                and 'inline_container' not in str(error)):
+            raise
+        raise OSError(
+            f'cannot write {str(path)!r}, the disk may be full '
+            f'({str(error).splitlines()[0][:120]}): free space and run '
+            'again; what was there is whole.') from None
     os.replace(temporary, path)
     _sync(path.parent)
 
