@@ -82,16 +82,12 @@ class LinearHead(ClsHead):
         Out of range they end in an index error of the loss on a CPU, and in
         an assertion that takes the whole process down on a GPU.
         """
-        if 'gt_score' in data_samples[0]:  # as a batch augmentation leaves it
-            scores = len(data_samples[0].gt_score)
-            if scores != self.num_classes:
-                raise ValueError(
-                    f'the data has scores of {scores} classes, but '
-                    f'num_classes of LinearHead is {self.num_classes}: set '
-                    'both to the number of classes.')
+        scored = 'gt_score' in data_samples[0]  # by a batch augmentation
+        if scored:
+            lowest, highest = 0, len(data_samples[0].gt_score) - 1
         else:
             labels = torch.cat([sample.gt_label for sample in data_samples])
             lowest, highest = map(int, labels.aminmax())
-            check_labels(lowest, highest, self.num_classes, 'LinearHead',
-                         'the data')
+        check_labels(lowest, highest, self.num_classes, 'LinearHead',
+                     'the data', scored)
         return super()._get_loss(cls_score, data_samples, **kwargs)

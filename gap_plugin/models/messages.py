@@ -26,7 +26,7 @@ def check_width(part: nn.Module, feats: torch.Tensor, width: int) -> None:
 
 
 def check_labels(lowest: int, highest: int, num_classes: int, head: str,
-                 data: str) -> None:
+                 data: str, all_scored: bool = False) -> None:
     """Refuse labels that a head has no class for.
 
     Args:
@@ -35,11 +35,14 @@ def check_labels(lowest: int, highest: int, num_classes: int, head: str,
         num_classes: Classes of the head.
         head: Its name.
         data: Where the labels are from.
+        all_scored: Whether each class has a score, so that their numbers
+            must be equal.
 
     Raises:
         ValueError: With the range of the labels.
     """
-    if lowest < 0 or highest >= num_classes:
+    if (lowest < 0 or highest >= num_classes
+            or (all_scored and highest + 1 != num_classes)):
         raise ValueError(
             f'{data} has labels from {lowest} to {highest}, but num_classes '
             f'of {head} is {num_classes}: labels count from 0, set '

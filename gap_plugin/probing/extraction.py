@@ -184,10 +184,11 @@ def check_split(labels: np.ndarray, model: nn.Module, split: str) -> None:
     """
     classes = getattr(getattr(model, 'head', None), 'num_classes', None)
     if classes is not None:
-        lowest, highest = ((0, labels.shape[1] - 1) if labels.ndim == 2 else
+        scored = labels.ndim == 2
+        lowest, highest = ((0, labels.shape[1] - 1) if scored else
                            (int(labels.min()), int(labels.max())))
         check_labels(lowest, highest, classes, 'the head',
-                     f'the split {split!r}')
+                     f'the split {split!r}', scored)
 
 
 def _data_list(
