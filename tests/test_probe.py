@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from test_probing import DIGITS, build
 
@@ -21,10 +22,14 @@ from gap_plugin.probing import (
     StoreWriter,
     check_frozen,
     extract,
+    few_shot,
+    grid,
+    knn,
     probe,
     probe_model,
 )
-from gap_plugin.probing.batches import FeatureBatches
+from gap_plugin.probing.batches import FeatureBatches, feature_loader
+from gap_plugin.probing.candidates import Candidates
 from gap_plugin.probing.probe import _takes_whole, stretched
 
 ROOT = Path(__file__).parents[1]
@@ -118,10 +123,12 @@ def test_a_backbone_that_is_trained_is_refused_and_explained(tmp_path):
         check_frozen(model)
 
 
-def fake_store(folder, labels, width=16):
+def fake_store(folder, labels, width=16, centres=None):
     labels = np.asarray(labels)
-    features = np.random.default_rng(0).normal(
+    features = np.random.default_rng(len(str(folder))).normal(
         size=(len(labels), width)).astype(np.float32)
+    if centres is not None:
+        features += centres[labels].astype(np.float32)
     writer = StoreWriter(folder, len(labels), width, 'float32', 8)
     writer.prepare(labels, [str(i) for i in range(len(labels))], {})
     for i in writer.missing():
@@ -161,7 +168,7 @@ def test_any_head_is_trained_on_the_labels_of_its_rows(tmp_path, kind):
     rows = np.array([3, 1, 20, 7])
     losses = []
     for together in ([True, False] if whole else [False]):
-        data = FeatureBatches(store, {}, together)[rows]
+        data = FeatureBatches([store], {}, together)[rows]
         losses.append(short.eval()(**short.data_preprocessor(data),
                                    mode='loss')['loss'])
     torch.testing.assert_close(losses[0], losses[-1], rtol=0, atol=0)
@@ -238,3 +245,212 @@ def _probe(options, stores_in, folder):
         model, cfg, FeatureStore(stores_in / 'train'),
         FeatureStore(stores_in / 'val'), epochs=12, work_dir=folder,
         metainfo=dict(classes='0' * 10), resume=True, keep_every=0)
+
+
+SIXTEEN = {
+    'model.head': dict(type='LinearHead', num_classes=3, in_channels=16),
+    'model.neck': [dict(type='GAPNeck'),
+                   dict(type='BNNeck', in_channels=16)],
+    'model.type': 'ImageClassifier', 'train_dataloader.batch_size': 8,
+    'optim_wrapper.clip_grad.max_norm': 0.5}
+
+
+def small_stores(folder):
+    labels = np.random.default_rng(1).integers(0, 3, 48)
+    centres = 2 * np.random.default_rng(2).normal(size=(3, 16))
+    return [fake_store(folder / split, labels, centres=centres)
+            for split in ('train', 'val')]
+
+
+VARIANTS = {
+    'BN and linear': ({}, True),
+    'linear alone': ({'model.neck': [dict(type='GAPNeck')]}, True),
+    'no affine, no bias': ({
+        'model.neck': [dict(type='GAPNeck'),
+                       dict(type='BNNeck', in_channels=16, affine=False)],
+        'model.head.bias': False}, True),
+    'shift frozen': ({'model.neck': [dict(type='GAPNeck'), dict(
+        type='BNNeck', in_channels=16, freeze_bias=True)]}, True),
+    'accumulated': ({'optim_wrapper.accumulative_counts': 2}, True),
+    'another head': ({'model.head': dict(
+        type='ArcFaceClsHead', num_classes=3, in_channels=16)}, False),
+}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_heads_trained_at_once_end_as_each_alone(tmp_path, variant):
+    options, fused = VARIANTS[variant]
+    options = {**SIXTEEN, **options}
+    train, val = small_stores(tmp_path)
+    # ten equal ones, and two others, that must not disturb them
+    names = [str(i) for i in range(10)] + ['fast', 'off']
+    settings = [dict(lr=1e-3)] * 10 + [dict(lr=1e-2), dict(lr=1e30)]
+    model, cfg = build(options)
+    candidates = Candidates(probe_model(model), names)
+    assert candidates.fused is fused
+    wrappers = candidates.optim_wrappers(cfg.optim_wrapper, settings)
+    loader = feature_loader([train], {}, True, 8)
+    candidates.train()
+    for _ in range(3):
+        for batch in loader:
+            candidates.train_step(batch, wrappers)
+    for index in (0, 9, 10):
+        alone, cfg = build(options)
+        alone.load_state_dict(model.state_dict())
+        one = Candidates(probe_model(alone), ['one']).members[0]
+        wrapper = Candidates.optim_wrappers(
+            _Named([one]), cfg.optim_wrapper, [settings[index]])['one']
+        one.train()
+        for _ in range(3):
+            for batch in loader:
+                one.train_step(batch, wrapper)
+        for name, value in candidates.members[index].state_dict().items():
+            torch.testing.assert_close(value, one.state_dict()[name],
+                                       msg=lambda m, n=name: f'{n}: {m}')
+        candidates.eval()
+        one.eval()
+        (batch, ) = feature_loader([val], {}, False, 48)
+        scores = [sample['pred_score'] for sample in
+                  candidates.val_step(batch)[index]]
+        torch.testing.assert_close(
+            scores, [s.pred_score for s in one.val_step(batch)])
+        candidates.train()
+    start = model.head.fc.weight if fused else None
+    if fused:
+        assert (one.head.fc.weight - start).abs().max() > 1e-3
+        assert candidates.diverged(11) or candidates.members[
+            11].head.fc.weight.abs().max() > 1e20
+
+
+class _Named:
+    names = ['one']
+
+    def __init__(self, members):
+        self.members = members
+
+
+def test_the_best_setting_on_the_validation_split_is_kept(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = build(SIXTEEN)
+    torch.manual_seed(0)
+    settings = grid(cfg, [1e-9, 1e-2, 1e38], [0., 0.1])
+    assert list(settings) == [
+        f'lr={lr},weight_decay={d}' for lr in ('1e-09', '0.01', '1e+38')
+        for d in ('0', '0.1')]
+    result = probe(model, cfg, train, val, epochs=4, work_dir=tmp_path / 'w',
+                   metainfo=dict(classes='abc'), settings=settings, test=val)
+    values = {(row['lr'], row['weight_decay']): row for row in result.table}
+    assert len(values) == 6
+    (kept, ) = [row for row in result.table if row['kept']]
+    assert kept['lr'] == 1e-2
+    assert kept['value'] > values[1e-9, 0.]['value'] + 10
+    assert result.metrics['accuracy/top1'] == pytest.approx(kept['value'])
+    assert result.test_metrics == result.metrics
+    # the model has the weights that the metrics are of
+    model.eval()
+    features = torch.from_numpy(np.array(val.features))
+    found = model.head(model.neck((features, ))).argmax(1).numpy()
+    assert (found == val.labels).mean() * 100 == pytest.approx(
+        kept['value'], abs=1e-3)
+    with pytest.raises(ValueError, match='6 settings .* no validation'):
+        probe(model, cfg, train, None, epochs=4, work_dir=tmp_path / 'x',
+              metainfo={}, settings=settings)
+
+
+def test_settings_killed_go_on_to_the_same_table(tmp_path):
+    train, val = small_stores(tmp_path)
+    results = []
+    for name, epochs in (('whole', [6]), ('cut', [3, 6])):
+        for until in epochs:
+            model, cfg = build(SIXTEEN)
+            if until == 3:  # cut off: its checkpoints are those of 6 epochs
+                cfg.custom_hooks = [dict(type=_Cut, at=3)]
+            try:
+                results.append(probe(
+                    model, cfg, train, val, epochs=6,
+                    work_dir=tmp_path / name, metainfo=dict(classes='abc'),
+                    settings=grid(cfg, [1e-4, 1e-2], None), resume=True,
+                    keep_every=0))
+            except KeyboardInterrupt:
+                assert until == 3
+    assert len(results) == 2
+    assert results[0] == results[1]
+
+
+class _Cut(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_val_epoch(self, runner, metrics=None):
+        if runner.epoch == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('rates, decays, message', [
+    ([0.], None, '0.0 is no learning rate'),
+    ([1e-3], [-1.], '-1.0 is no weight decay'),
+    ([float('nan')], None, 'nan is no learning rate'),
+    ([1e-3, 1e-3], None, 'given twice')])
+def test_wrong_settings_are_named(rates, decays, message):
+    with pytest.raises(ValueError, match=message):
+        grid(Config.fromfile(DIGITS), rates, decays)
+
+
+def test_knn_and_few_shot(tmp_path):
+    train, val = small_stores(tmp_path)
+    # by hand: weights exp(s / 0.07) of the k most similar
+    unit = [np.array(s.features) / np.linalg.norm(
+        s.features, axis=1, keepdims=True) for s in (train, val)]
+    similar = unit[1] @ unit[0].T
+    for row in knn(train, val, [1, 5]):
+        nearest = np.argsort(-similar, axis=1)[:, :row['k']]
+        votes = np.zeros((len(val), 3))
+        for i, j in np.ndindex(*nearest.shape):
+            votes[i, train.labels[nearest[i, j]]] += np.exp(
+                similar[i, nearest[i, j]] / 0.07)
+        assert row['top1'] == pytest.approx(
+            (votes.argmax(1) == val.labels).mean() * 100)
+    rows = few_shot(train, val, [1, 8])
+    assert rows == few_shot(train, val, [1, 8])
+    assert rows != few_shot(train, val, [1, 8], seed=1)
+    assert rows[1]['top1'] > rows[0]['top1'] > 34
+    with pytest.raises(ValueError, match='--knn 49: .* 48 training images'):
+        knn(train, val, [49])
+    with pytest.raises(ValueError, match=r'--shots 40: .* \d+ training '
+                       'images of class'):
+        few_shot(train, val, [40])
+    several = fake_store(tmp_path / 'm', np.eye(3, dtype=np.float32))
+    with pytest.raises(ValueError, match='one label an image'):
+        knn(several, val, [1])
+
+
+def test_views_are_augmented_and_the_same_again(tmp_path):
+    model, cfg = build(FROZEN)
+    features = {}
+    for name, view in (('plain', None), ('0', 0), ('1', 1), ('again', 0)):
+        before = torch.get_rng_state()
+        features[name] = np.array(extract(
+            model, cfg, 'train', tmp_path / name, view=view).features)
+        if view is not None and cfg.train_dataloader.num_workers == 0:
+            assert torch.equal(before, torch.get_rng_state())
+    np.testing.assert_array_equal(features['0'], features['again'])
+    assert np.abs(features['0'] - features['plain']).max() > 0.1
+    assert np.abs(features['0'] - features['1']).max() > 0.1
+    with pytest.raises(ValueError, match='view 0 against 1 now'):
+        extract(model, cfg, 'train', tmp_path / '0', view=1)
+
+
+def test_each_epoch_takes_the_next_view(tmp_path):
+    stores = [fake_store(tmp_path / str(i), range(21)) for i in range(2)]
+    for i, store in enumerate(stores):
+        store.features = np.full((21, 16), i) + np.arange(21)[:, None] * 10
+    loader = feature_loader(stores, {}, True, 8, shuffle=True)
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        rows = np.concatenate([b['inputs'][:, 0] for b in loader])
+        labels = np.concatenate([b['data_samples'][0].gt_label
+                                 for b in loader])
+        np.testing.assert_array_equal(rows, labels * 10 + epoch % 2)
+        assert sorted(labels) == list(range(21))

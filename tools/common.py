@@ -95,18 +95,37 @@ def store_parser(description: str) -> argparse.ArgumentParser:
                         help='leave unreadable images out')
     parser.add_argument('--force', action='store_true',
                         help='replace a store that something else has made')
+    parser.add_argument('--views', type=int, default=0, metavar='N',
+                        help='N augmented passes of the training images by '
+                        'their own pipeline, in addition')
     add_shared_flags(parser)
     return parser
 
 
 def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
                    splits: Iterable[str]) -> dict[str, FeatureStore]:
-    """Stores of several splits, as the flags say."""
+    """Stores of several splits, as the flags say.
+
+    Args:
+        model: The classifier.
+        cfg: Its config.
+        args: Flags of :func:`store_parser`.
+        splits: Which ones; ``view_0`` and so on for augmented passes of the
+            training split come along.
+
+    Raises:
+        ValueError: If something does not fit.
+    """
+    if args.views < 0:
+        raise ValueError(f'--views must be 0 or more, got {args.views}.')
     out = Path(args.out or Path(cfg.work_dir) / 'features')
+    passes = {split: (split, None) for split in splits}
+    passes |= {f'view_{i}': ('train', i) for i in range(args.views)}
     return {
-        split: extract(
-            model, cfg, split, out / split, dtype=args.dtype, amp=args.amp,
-            skip_bad=args.skip_bad, force=args.force) for split in splits
+        name: extract(
+            model, cfg, split, out / name, dtype=args.dtype, amp=args.amp,
+            skip_bad=args.skip_bad, force=args.force, view=view)
+        for name, (split, view) in passes.items()
     }
 
 

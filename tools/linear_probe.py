@@ -4,10 +4,17 @@ r"""Train neck and head of a config on stored features of its backbone.
         --checkpoint work_dirs/test_nfnet/epoch_12.pth --epochs 100
 
 One pass over the images, then any number of epochs. Writes
-<work-dir>/linear_probe.pth, a checkpoint of the whole model for test.py.
+<work-dir>/linear_probe.pth, a checkpoint of the whole model for test.py, and
+<work-dir>/linear_probe.csv, all results. Several learning rates and weight
+decays are trained at once, and the pair that is best on the validation split
+is kept:
+
+    python tools/linear_probe.py CONFIG --lr 1e-4 1e-3 1e-2 \\
+        --weight-decay 0 0.05 --knn 10 20 --shots 1 2 4 8 16 --test
 """
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
@@ -18,7 +25,20 @@ from common import (
     load_config,
     store_parser,
 )
-from gap_plugin.probing import check_frozen, probe, save_whole
+from gap_plugin.probing import (
+    FeatureStore,
+    ProbeResult,
+    check_frozen,
+    few_shot,
+    grid,
+    knn,
+    probe,
+    replacing,
+    save_whole,
+)
+
+COLUMNS = ('method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
+           'value', 'std', 'epoch', 'kept')
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,6 +46,17 @@ def parse_args() -> argparse.Namespace:
     parser = store_parser(__doc__)
     parser.add_argument('--epochs', type=int, default=100,
                         help='the schedule of the config is stretched to it')
+    parser.add_argument('--lr', type=float, nargs='+', metavar='RATE',
+                        help='learning rates in place of that of the config')
+    parser.add_argument('--weight-decay', type=float, nargs='+',
+                        metavar='DECAY', help='weight decays, likewise')
+    parser.add_argument('--test', action='store_true',
+                        help='evaluate what is kept on the test split, once')
+    parser.add_argument('--knn', type=int, nargs='+', default=[],
+                        metavar='K', help='k-NN as well')
+    parser.add_argument('--shots', type=int, nargs='+', default=[],
+                        metavar='N', help='classifiers trained on N images '
+                        'of each class as well')
     parser.add_argument('--freeze', action='store_true',
                         help='probe a backbone that the config trains')
     parser.add_argument('--no-validate', action='store_true',
@@ -38,7 +69,60 @@ def parse_args() -> argparse.Namespace:
     if args.launcher != 'none':
         parser.error('--launcher: the probe is one process; extract with '
                      'torchrun tools/extract_features.py first')
+    if args.no_validate:
+        for flag in ('knn', 'shots'):
+            if getattr(args, flag):
+                parser.error(f'--{flag} is measured on the validation split: '
+                             'leave --no-validate out')
     return args
+
+
+def other_rows(args: argparse.Namespace, stores: dict[str, FeatureStore],
+               seed: int) -> list[dict]:
+    """Results that need no training by the config."""
+    pair = stores['train'], stores.get('val')
+    return [dict(row, method=method, split='val', metric='top1',
+                 value=row.pop('top1'))
+            for method, rows in (
+                ('k-NN', knn(*pair, args.knn) if args.knn else []),
+                ('few-shot', few_shot(*pair, args.shots, seed)
+                 if args.shots else []))
+            for row in rows]
+
+
+def probe_rows(result: ProbeResult) -> list[dict]:
+    """Results of the probe."""
+    rows = [dict(row, method='probe', split='val') for row in result.table]
+    kept = next((row for row in rows if row['kept']), {})
+    return rows + [
+        dict(kept, split='test', metric=metric, value=value)
+        for metric, value in result.test_metrics.items()]
+
+
+def show(rows: list[dict], path: Path) -> None:
+    """Print results as a table, and write them."""
+    with replacing(path) as temporary, open(
+            temporary, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    columns = [c for c in COLUMNS if any(c in row for row in rows)]
+    lines = [columns] + [[_text(row.get(c, '')) for c in columns]
+                         for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print('  '.join(map(str.ljust, line, widths)).rstrip())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return '*' if value else ''
+    return f'{value:.6g}' if isinstance(value, float) else str(value)
+
+
+def _same(stores: dict[str, FeatureStore]) -> bool:
+    return 'val' in stores and (stores['val'].fingerprint['data']
+                                == stores['test'].fingerprint['data'])
 
 
 def main() -> None:
@@ -49,17 +133,30 @@ def main() -> None:
     if not args.freeze:
         check_frozen(model)
     work_dir = Path(cfg.work_dir)
+    splits = dict(train=True, val=not args.no_validate, test=args.test)
+    settings = grid(cfg, args.lr, args.weight_decay)
     stores = extract_splits(
-        model, cfg, args,
-        ('train', ) if args.no_validate else ('train', 'val'))
+        model, cfg, args, [split for split, used in splits.items() if used])
+    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    others = other_rows(args, stores, seed)
     metainfo = stores['train'].description['metainfo']
-    metrics = probe(
-        model, cfg, stores['train'], stores.get('val'), epochs=args.epochs,
-        work_dir=work_dir / 'probe', metainfo=metainfo, resume=args.resume)
+    result = probe(
+        model, cfg,
+        [stores[f'view_{i}'] for i in range(args.views)] or stores['train'],
+        stores.get('val'), epochs=args.epochs, work_dir=work_dir / 'probe',
+        metainfo=metainfo, settings=settings, test=stores.get('test'),
+        resume=args.resume)
     path = work_dir / 'linear_probe.pth'
     save_whole(model, path, dict(
         dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=args.epochs,
         gap_plugin_version=gap_plugin.__version__))
+    rows = probe_rows(result) + others
+    if rows:
+        show(rows, path.with_suffix('.csv'))
+    if args.test and _same(stores):
+        print('the test images are the validation images: what was chosen by '
+              'them is no figure of unseen data.')
+    metrics = result.metrics
     told = ', '.join(f'{name} {value:.4f}' for name, value in metrics.items())
     print(f'{path}: {told or "not validated"}')
 
@@ -67,5 +164,5 @@ def main() -> None:
 if __name__ == '__main__':
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f'{Path(__file__).name}: {error}')

@@ -2,15 +2,21 @@
 
 Reading order: :mod:`.store` (files), :mod:`.fixed_part` (what of a model
 makes features), :mod:`.extraction` (the pass), :mod:`.batches` (features as a
-dataloader), :mod:`.keep_best` (checkpoints), :mod:`.probe` (training).
+dataloader), :mod:`.stored_model` (what is left to train), :mod:`.candidates`
+(several at once), :mod:`.keep_best` (checkpoints), :mod:`.probe` (training),
+:mod:`.few_labels` (k-NN and few-shot).
 """
 
+from .candidates import grid
 from .extraction import SPLITS, extract
+from .few_labels import few_shot, knn
 from .fixed_part import FixedPart
-from .probe import check_frozen, probe, probe_model, save_whole
-from .store import FeatureStore, StoreWriter, remove
+from .probe import ProbeResult, probe, save_whole
+from .store import FeatureStore, StoreWriter, remove, replacing
+from .stored_model import check_frozen, probe_model
 
 __all__ = [
-    'SPLITS', 'FeatureStore', 'FixedPart', 'StoreWriter', 'check_frozen',
-    'extract', 'probe', 'probe_model', 'remove', 'save_whole'
+    'SPLITS', 'FeatureStore', 'FixedPart', 'ProbeResult', 'StoreWriter',
+    'check_frozen', 'extract', 'few_shot', 'grid', 'knn', 'probe',
+    'probe_model', 'remove', 'replacing', 'save_whole'
 ]

@@ -1,6 +1,6 @@
 """Stored features as the batches of a dataloader."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,26 @@ class FeatureBatches(Dataset):
     """Whole batches of a store, by arrays of row indices.
 
     Args:
-        store: The features.
+        stores: The features. Of several stores of the same images, row i of
+            the n-th is row n * N + i.
         metainfo: Of the dataset behind them, for the evaluators.
         whole: Whether the labels of a batch come as one sample, which the
             losses concatenate to the same vector as that of its images.
     """
 
-    def __init__(self, store: FeatureStore, metainfo: dict,
+    def __init__(self, stores: Sequence[FeatureStore], metainfo: dict,
                  whole: bool) -> None:
-        self.store, self.metainfo, self.whole = store, metainfo, whole
-        self.labels = torch.from_numpy(np.array(store.labels))
+        self.stores, self.metainfo, self.whole = stores, metainfo, whole
+        self.labels = torch.from_numpy(np.array(stores[0].labels))
         if not whole:
             self._samples = [_sample(label) for label in self.labels]
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.stores[0])
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Any]:
-        features = np.asarray(self.store.features[rows], np.float32)
+        view, rows = rows[0] // len(self), rows % len(self)
+        features = np.asarray(self.stores[view].features[rows], np.float32)
         samples = ([_sample(self.labels[rows])] if self.whole else
                    [self._samples[row] for row in rows])
         return dict(inputs=torch.from_numpy(features), data_samples=samples)
@@ -46,11 +48,14 @@ def _sample(label: torch.Tensor) -> DataSample:
 
 
 class _RowBatches(Sampler):
-    """Arrays of row indices, in the order of MMEngine's DefaultSampler."""
+    """Arrays of row indices, in the order of MMEngine's DefaultSampler.
 
-    def __init__(self, rows: int, batch_size: int, shuffle: bool,
+    Each epoch takes the next one of several views of the rows.
+    """
+
+    def __init__(self, rows: int, views: int, batch_size: int, shuffle: bool,
                  drop_last: bool, seed: int) -> None:
-        self.rows, self.batch_size = rows, batch_size
+        self.rows, self.views, self.batch_size = rows, views, batch_size
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.epoch = 0
 
@@ -66,17 +71,18 @@ class _RowBatches(Sampler):
         if self.shuffle:
             seeded = torch.Generator().manual_seed(self.seed + self.epoch)
             order = torch.randperm(self.rows, generator=seeded)
+        order += self.epoch % self.views * self.rows
         for i in range(len(self)):
             yield order[i * self.batch_size:(i + 1) * self.batch_size].numpy()
 
 
-def feature_loader(store: FeatureStore, metainfo: dict, whole: bool,
-                   size: int, shuffle: bool = False, drop_last: bool = False,
-                   seed: int = 0) -> DataLoader:
-    """Batches of a store.
+def feature_loader(stores: Sequence[FeatureStore], metainfo: dict,
+                   whole: bool, size: int, shuffle: bool = False,
+                   drop_last: bool = False, seed: int = 0) -> DataLoader:
+    """Batches of a store, or of several of the same images in turn.
 
     Args:
-        store: The features.
+        stores: As in :class:`FeatureBatches`.
         metainfo: As in :class:`FeatureBatches`.
         whole: As there.
         size: Rows of a batch.
@@ -85,9 +91,10 @@ def feature_loader(store: FeatureStore, metainfo: dict, whole: bool,
         seed: Of the orders.
     """
     return DataLoader(
-        FeatureBatches(store, metainfo, whole), batch_size=None,
+        FeatureBatches(stores, metainfo, whole), batch_size=None,
         collate_fn=_as_it_is,
-        sampler=_RowBatches(len(store), size, shuffle, drop_last, seed))
+        sampler=_RowBatches(len(stores[0]), len(stores), size, shuffle,
+                            drop_last, seed))
 
 
 def _as_it_is(batch: dict) -> dict:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from contextlib import nullcontext
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,24 @@ SPLITS = ('train', 'val', 'test')
 
 
 class _Rows(Dataset):
-    """Chosen samples of a dataset, errors with the name of the image."""
+    """Chosen samples of a dataset, errors with the name of the image.
+
+    Of an augmented view, what is random depends on its number and the row
+    alone, so that every order and share of the work gives the same.
+    """
 
     def __init__(self, dataset: BaseDataset, chosen: np.ndarray,
-                 names: list[str]) -> None:
+                 names: list[str], view: int | None, seed: int) -> None:
         self.dataset, self.chosen, self.names = dataset, chosen, names
+        self.view, self.seed = view, seed
 
     def __getitem__(self, row: int) -> dict:
         index = int(self.chosen[row])
+        chance = (nullcontext() if self.view is None else
+                  _seeded(self.seed, self.view, row))
         try:
-            sample = self.dataset[index]
+            with chance:
+                sample = self.dataset[index]
         except (OSError, ValueError, SyntaxError, AttributeError) as error:
             # cv2 gives None for what it cannot read: an AttributeError later
             lines = str(error).splitlines() or [type(error).__name__]
@@ -46,8 +56,29 @@ class _Rows(Dataset):
         return sample
 
 
-def loader_config(cfg: Config, split: str) -> dict:
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Fixed random numbers of Python, numpy and torch; others afterwards."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+
+
+def loader_config(cfg: Config, split: str, augmented: bool = False) -> dict:
     """The dataloader of a split, with the *test* pipeline.
+
+    Args:
+        cfg: The config.
+        split: Which one.
+        augmented: Whether its own pipeline is kept.
 
     Raises:
         ValueError: If the config has no such split.
@@ -68,14 +99,16 @@ def loader_config(cfg: Config, split: str) -> dict:
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     for each in dataset.get('datasets', [dataset]):
-        each['pipeline'] = pipeline['pipeline']
+        if not augmented:
+            each['pipeline'] = pipeline['pipeline']
         each['test_mode'] = True  # no other sample for one that fails
     return loader
 
 
 def extract(model: nn.Module, cfg: Config, split: str,
             folder: str | Path, *, dtype: str = 'float32', amp: bool = False,
-            skip_bad: bool = False, force: bool = False) -> FeatureStore:
+            skip_bad: bool = False, force: bool = False,
+            view: int | None = None) -> FeatureStore:
     """Features of a split, from its store or by a pass over its images.
 
     Args:
@@ -88,6 +121,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
             CPU).
         skip_bad: Whether unreadable images are left out.
         force: Whether a store that something else has made is replaced.
+        view: Number of an augmented pass, 0 or more, by the split's own
+            pipeline; None for the test pipeline.
 
     Returns:
         The store, complete.
@@ -99,7 +134,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
     if dtype not in ('float32', 'float16'):
         raise ValueError(f"dtype must be 'float32' or 'float16', got "
                          f'{dtype!r}.')
-    loader = loader_config(cfg, split)
+    loader = loader_config(cfg, split, view is not None)
     part = FixedPart(model)
     dataset = _dataset(loader, split)
     names, labels, files = _data_list(dataset)
@@ -120,6 +155,9 @@ def extract(model: nn.Module, cfg: Config, split: str,
         data=_hash([names, labels.tolist()]),
         rows=len(names), batch_size=loader['batch_size'], dtype=dtype,
         amp=amp, versions=dict(versions(), gap_plugin=__version__))
+    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    if view is not None:
+        fingerprint.update(view=view, seed=seed)
     rank, world = get_dist_info()
     folder = Path(folder)
     if force and rank == 0 and not _matches(folder, fingerprint):
@@ -130,7 +168,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
         store.check(fingerprint)
         return store
 
-    rows = _Rows(dataset, chosen, names)
+    rows = _Rows(dataset, chosen, names, view, seed)
     device = next(part.parameters()).device
     autocast = torch.autocast(device.type) if amp else nullcontext()
 
@@ -146,7 +184,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
     barrier()
     blocks = [int(b) for b in writer.missing() if b % world == rank]
     barrier()  # the flags are read by all before one is set
-    with tqdm(total=sum(map(writer.rows_in, blocks)), desc=split,
+    told = split if view is None else f'{split}, view {view}'
+    with tqdm(total=sum(map(writer.rows_in, blocks)), desc=told,
               unit='image', disable=rank > 0) as bar:
         for index, batch in zip(blocks, _batches(loader, rows, blocks),
                                 strict=True):

@@ -1,5 +1,6 @@
 """Checkpoints of a probe that outlive a kill."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,21 @@ class KeepBest(CheckpointHook):
         rule: ``'greater'``, ``'less'``, or None to infer it.
         seconds: How often the last epoch is kept, at most.
         made_by: What the run depends on, kept along with it.
+        candidates: Names that metrics begin with, where several heads are
+            trained at once; the epoch is as good as the best of them.
     """
 
     LAST, BEST = 'last.pth', 'best.pth'
 
     def __init__(self, save_best: str = 'auto', rule: str | None = None,
                  seconds: float = 5.,
-                 made_by: dict[str, Any] | None = None) -> None:
+                 made_by: dict[str, Any] | None = None,
+                 candidates: list[str] | None = None) -> None:
         super().__init__(save_best=save_best, rule=rule)
         self.made_by = made_by
+        self.prefixes = {
+            name: f'{name}/' for name in candidates} if candidates else {
+                '': ''}
         self.seconds = seconds
         self._kept = 0.
 
@@ -48,20 +55,38 @@ class KeepBest(CheckpointHook):
     def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float]) -> None:
         """Keep the epoch if it is the best one, and as the last one."""
+        first = next(iter(self.prefixes.values()))
         if self.key_indicators == ['auto']:
-            self._init_rule(self.rules, [next(iter(metrics))])
-        (key, ) = self.key_indicators
-        if key not in metrics:
+            self._init_rule(
+                self.rules, [next(iter(metrics)).removeprefix(first)])
+        if first + self.metric not in metrics:
             raise ValueError(
-                f'save_best of the checkpoint hook is {key!r}, but the '
-                f'evaluator gives {", ".join(metrics)}.')
+                f'save_best of the checkpoint hook is {self.metric!r}, but '
+                'the evaluator gives '
+                f'{", ".join(k.removeprefix(first) for k in metrics)}.')
         known = runner.message_hub.runtime_info
-        score = float(metrics[key])
-        if 'best_score' not in known or self.is_better_than[key](
-                score, known['best_score']):
-            runner.message_hub.update_info('best_score', score)
+        for name, prefix in self.prefixes.items():
+            score = float(metrics[prefix + self.metric])
+            if ('best_score' not in known
+                    or self._better(score, known['best_score'])):
+                runner.message_hub.update_info('best_score', score)
+                runner.message_hub.update_info('best_candidate', name)
+                runner.message_hub.update_info('best_epoch', runner.epoch)
+        if known['best_epoch'] == runner.epoch:
             self._write(runner, self.BEST, runner.epoch)
         self._keep(runner, runner.epoch)
+
+    @property
+    def metric(self) -> str:
+        """What is chosen by."""
+        (key, ) = self.key_indicators
+        return key
+
+    def _better(self, score: float, best: float) -> bool:
+        """Whether a score is a new best one; NaN is the worst."""
+        if math.isnan(best):
+            return not math.isnan(score)
+        return self.is_better_than[self.metric](score, best)
 
     def _keep(self, runner: Runner, epoch: int) -> None:
         now = time.monotonic()

@@ -2,97 +2,51 @@
 
 import copy
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
-from mmengine.model import BaseDataPreprocessor
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MessageHub, print_log
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .batches import FeatureBatches, feature_loader
+from .candidates import Candidates, EachCandidate
 from .extraction import check_split
-from .fixed_part import FixedPart
 from .keep_best import KeepBest
 from .store import FeatureStore, differing, replacing
+from .stored_model import probe_model
 
 
-class _Stored(nn.Module):
-    """Stands where the backbone stood: features come as they are."""
+@dataclass
+class ProbeResult:
+    """What a probe has found.
 
-    def __init__(self, in_tuple: bool) -> None:
-        super().__init__()
-        self.in_tuple = in_tuple
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return (x, ) if self.in_tuple else x
-
-
-class _Move(BaseDataPreprocessor):
-    """Moves a batch to the model's device, and no more."""
-
-    def forward(self, data: dict, training: bool = False) -> dict:
-        return self.cast_data(data)
-
-
-def check_frozen(model: nn.Module) -> None:
-    """Refuse a backbone whose features would change in training.
-
-    Raises:
-        ValueError: If it has weights that are trained, or norms that follow
-            the batches.
+    Attributes:
+        metrics: On the validation split, of the kept epoch; empty without
+            validation.
+        test_metrics: The same weights on the test split; empty without one.
+        table: A row per setting of the optimiser: its values, ``metric``
+            (which is chosen by), ``value`` and ``epoch`` of its best epoch,
+            ``kept``.
     """
-    was = model.training
-    model.train()
-    trained = sum(p.requires_grad for p in model.backbone.parameters())
-    moving = sum('running_var' in m._buffers and m.training
-                 for m in model.backbone.modules())
-    if not was:
-        model.eval()
-    if trained or moving:
-        raise ValueError(
-            f'the backbone is not frozen ({trained} parameters are trained, '
-            f'{moving} norms follow the batches), so that its features would '
-            "not stay: set frozen_stages='all' of TimmFeatureBackbone, or "
-            'probe it as it is with --freeze.')
+
+    metrics: dict[str, float]
+    test_metrics: dict[str, float]
+    table: list[dict[str, Any]]
 
 
-def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
-    """The classifier with stored features in place of its fixed part.
-
-    Its parameters keep their names, and are the model's own.
-
-    Raises:
-        ValueError: If nothing of it is left to train.
-    """
-    fixed = FixedPart(model)
-    # shallow: the parts that are trained stay those of the model
-    short = copy.copy(model)
-    short._modules = dict(model._modules)
-    short.backbone = _Stored(in_tuple)
-    short.data_preprocessor = _Move()
-    if fixed.necks == ['neck']:
-        short.neck = nn.Identity()
-    elif fixed.necks:
-        short.neck = nn.Sequential()
-        for name, part in model.neck.named_children():
-            short.neck.add_module(
-                name,
-                nn.Identity() if f'neck.{name}' in fixed.necks else part)
-    if not any(p.requires_grad for p in short.parameters()):
-        raise ValueError('neither neck nor head of the config has a '
-                         'parameter that is trained: give it a head, such '
-                         'as LinearHead.')
-    return short
-
-
-def probe(model: nn.Module, cfg: Config, train: FeatureStore,
+def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
           val: FeatureStore | None, *, epochs: int, work_dir: str | Path,
-          metainfo: dict, resume: bool = False,
-          keep_every: float = 5.) -> dict[str, float]:
+          metainfo: dict, settings: Mapping[str, dict] | None = None,
+          test: FeatureStore | None = None, resume: bool = False,
+          keep_every: float = 5.) -> ProbeResult:
     """Train neck and head on stored features, with the config's schedule.
 
     Args:
@@ -101,65 +55,79 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore,
             validation.
         cfg: The config. Its optimiser, schedule (stretched to ``epochs``),
             hooks and evaluator are used.
-        train: Features to train on.
+        train: Features to train on. Of several stores of the same images,
+            such as augmented views, each epoch takes the next.
         val: Features to validate on after every epoch.
         epochs: How many.
         work_dir: For logs and checkpoints of neck and head alone.
         metainfo: Of the dataset, for the evaluators.
+        settings: Name -> what of the optimiser is another one, see
+            :func:`~gap_plugin.probing.grid`. All are trained at once, and
+            the one that is best on ``val`` is kept.
+        test: Features to evaluate the kept weights on, once.
         resume: Whether to go on from the last epoch kept there.
         keep_every: Seconds after which the last epoch is kept again.
-
-    Returns:
-        Metrics of the chosen epoch; empty without validation.
 
     Raises:
         ValueError: If the parts do not fit together.
     """
-    for split, store in (('train', train), ('val', val)):
+    views = train if isinstance(train, list) else [train]
+    settings = dict(settings or {})
+    if len(settings) > 1 and val is None:
+        raise ValueError(f'{len(settings)} settings of the optimiser and no '
+                         'validation: it is what chooses one of them.')
+    for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
             check_split(store.labels, model, split)
     augments = (cfg.model.get('train_cfg') or {}).get('augments')
     if augments:
         print_log('batch augmentations of train_cfg mix images and are left '
                   'out of the probe.', 'current', logging.WARNING)
-    short = probe_model(model, train.description['in_tuple'])
-    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    short = probe_model(model, views[0].description['in_tuple'])
     loader = cfg.train_dataloader
     train_loader = feature_loader(
-        train, metainfo, _takes_whole(short, train), loader.batch_size,
-        shuffle=True, drop_last=loader.get('drop_last', False), seed=seed)
+        views, metainfo, _takes_whole(short, views[0]), loader.batch_size,
+        shuffle=True, drop_last=loader.get('drop_last', False),
+        seed=(cfg.get('randomness') or {}).get('seed') or 0)
     if not len(train_loader):
-        raise ValueError(f'{len(train)} training images give no batch of '
+        raise ValueError(f'{len(views[0])} training images give no batch of '
                          f'{loader.batch_size}: set a smaller batch_size.')
     work_dir = Path(work_dir)
-    hooks = dict(cfg.get('default_hooks') or {})
-    stock = hooks.get('checkpoint') or {}
-    made_by = dict(train.fingerprint, epochs=epochs)
-    save_best = stock.get('save_best')
-    hooks['checkpoint'] = KeepBest(
-        save_best if isinstance(save_best, str) else 'auto',
-        stock.get('rule'), keep_every, made_by)
+    optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
+    trained, evaluator = short, cfg.get('val_evaluator')
+    if len(settings) > 1:
+        trained = Candidates(short, list(settings))
+        evaluator = EachCandidate(evaluator, trained)
+        optim_wrapper = trained.optim_wrappers(
+            optim_wrapper, list(settings.values()))
+        print_log(f'{len(settings)} settings are trained ' + (
+            'in one product' if trained.fused else
+            'one after another on each batch: neck and head are more than '
+            'a BNNeck and a linear layer'), 'current')
+    else:
+        for setting in settings.values():
+            optim_wrapper.optimizer.update(setting)
+    made_by = dict(views[0].fingerprint, epochs=epochs, views=len(views),
+                   settings=str(settings), **{
+                       key: str(cfg.model.get(key)) for key in
+                       ('neck', 'head')}, optimizer=str(cfg.optim_wrapper))
+    keep = _keeper(cfg, keep_every, made_by, list(settings))
     last = work_dir / KeepBest.LAST
     resume = resume and last.is_file()
     if resume:
-        kept = CheckpointLoader.load_checkpoint(str(last), map_location='cpu')
-        others = differing(kept['meta']['made_by'], made_by)
-        if others:
-            raise ValueError(
-                f'{str(last)!r} is of another probe: {others}; leave '
-                '--resume out, or use another --work-dir.')
+        _check_resumed(last, made_by)
     validation = {} if val is None else dict(
-        val_dataloader=feature_loader(val, metainfo, False,
-                                      val.fingerprint['batch_size']),
-        val_cfg=dict(), val_evaluator=cfg.val_evaluator)
+        val_dataloader=_in_order(val, metainfo), val_cfg=dict(),
+        val_evaluator=evaluator)
     runner = Runner(
-        model=short,
+        model=trained,
         work_dir=str(work_dir),
         train_dataloader=train_loader,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=cfg.optim_wrapper,
+        optim_wrapper=optim_wrapper,
         param_scheduler=stretched(cfg, epochs, len(train_loader)),
-        default_hooks=hooks,
+        default_hooks={**(cfg.get('default_hooks') or {}),
+                       'checkpoint': keep},
         custom_hooks=cfg.get('custom_hooks'),
         load_from=str(last) if resume else None,
         resume=resume,
@@ -172,16 +140,75 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore,
         **validation)
     runner.train()
     if val is None:
+        return ProbeResult({}, _evaluate(short, cfg, 'test', test, metainfo),
+                           [])
+    load_checkpoint(trained, str(work_dir / KeepBest.BEST),
+                    map_location='cpu', strict=True, logger='silent')
+    kept = runner.message_hub.get_info('best_candidate')
+    if trained is not short:
+        short.load_state_dict(
+            trained.members[list(settings).index(kept)].state_dict())
+        short.to(next(trained.parameters()).device)
+    own = cfg.optim_wrapper.optimizer
+    settings = settings or {'': {
+        key: own[key] for key in ('lr', 'weight_decay') if key in own}}
+    return ProbeResult(
+        _evaluate(short, cfg, 'val', val, metainfo),
+        _evaluate(short, cfg, 'test', test, metainfo),
+        _table(runner.message_hub, keep, settings, kept))
+
+
+def _keeper(cfg: Config, keep_every: float, made_by: dict,
+            names: list[str]) -> KeepBest:
+    stock = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    save_best = stock.get('save_best')
+    return KeepBest(save_best if isinstance(save_best, str) else 'auto',
+                    stock.get('rule'), keep_every, made_by,
+                    names if len(names) > 1 else None)
+
+
+def _check_resumed(last: Path, made_by: dict) -> None:
+    kept = CheckpointLoader.load_checkpoint(str(last), map_location='cpu')
+    others = differing(kept['meta']['made_by'], made_by)
+    if others:
+        raise ValueError(f'{str(last)!r} is of another probe: {others}; '
+                         'leave --resume out, or use another --work-dir.')
+
+
+def _in_order(store: FeatureStore, metainfo: dict) -> DataLoader:
+    return feature_loader([store], metainfo, False,
+                          store.fingerprint['batch_size'])
+
+
+def _evaluate(model: nn.Module, cfg: Config, split: str,
+              store: FeatureStore | None, metainfo: dict) -> dict:
+    """Metrics of a split, apart from the runner and its hooks."""
+    if store is None:
         return {}
-    load_checkpoint(short, str(work_dir / KeepBest.BEST), map_location='cpu',
-                    strict=True, logger='silent')
-    short.eval()
-    # apart from the runner's hooks, which would keep it as an epoch
-    evaluator = runner.val_evaluator
+    evaluator = Evaluator(copy.deepcopy(cfg[f'{split}_evaluator']))
+    evaluator.dataset_meta = metainfo
+    model.eval()
     with torch.no_grad():
-        for batch in runner.val_dataloader:
-            evaluator.process(short.val_step(batch), batch)
-    return evaluator.evaluate(len(runner.val_dataloader.dataset))
+        for batch in _in_order(store, metainfo):
+            evaluator.process(model.val_step(batch), batch)
+    return evaluator.evaluate(len(store))
+
+
+def _table(hub: MessageHub, keep: KeepBest, settings: dict[str, dict],
+           kept: str) -> list[dict[str, Any]]:
+    """The best epoch of every setting."""
+    rows = []
+    for name, setting in settings.items():
+        one = len(settings) == 1
+        key = keep.metric if one else f'{name}/{keep.metric}'
+        values, _ = hub.get_scalar(f'val/{key}').data
+        best = (np.nan if np.isnan(values).all() else
+                np.nanmax(values) if keep.rules[0] == 'greater' else
+                np.nanmin(values))
+        epoch = int(np.argmax(values == best)) + 1
+        rows.append(dict(**setting, metric=keep.metric, value=float(best),
+                         epoch=epoch, kept=one or name == kept))
+    return rows
 
 
 def _takes_whole(model: nn.Module, store: FeatureStore) -> bool:
@@ -195,7 +222,7 @@ def _takes_whole(model: nn.Module, store: FeatureStore) -> bool:
     model.eval()
     losses = []
     for whole in (True, False):
-        few = FeatureBatches(_Few(store, rows), {}, whole)[rows]
+        few = FeatureBatches([_Few(store, rows)], {}, whole)[rows]
         try:
             with torch.no_grad():
                 data = model.data_preprocessor(few)
@@ -215,6 +242,9 @@ class _Few:
 
     def __init__(self, store: FeatureStore, rows: np.ndarray) -> None:
         self.features, self.labels = store.features[rows], store.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 #: Fields of schedulers that count epochs or iterations.
