@@ -257,7 +257,7 @@ SIXTEEN = {
 
 def small_stores(folder):
     labels = np.random.default_rng(1).integers(0, 3, 48)
-    centres = 2 * np.random.default_rng(2).normal(size=(3, 16))
+    centres = 0.7 * np.random.default_rng(2).normal(size=(3, 16))
     return [fake_store(folder / split, labels, centres=centres)
             for split in ('train', 'val')]
 
@@ -430,11 +430,10 @@ def test_views_are_augmented_and_the_same_again(tmp_path):
     model, cfg = build(FROZEN)
     features = {}
     for name, view in (('plain', None), ('0', 0), ('1', 1), ('again', 0)):
-        before = torch.get_rng_state()
+        before = np.random.get_state()[1]
         features[name] = np.array(extract(
             model, cfg, 'train', tmp_path / name, view=view).features)
-        if view is not None and cfg.train_dataloader.num_workers == 0:
-            assert torch.equal(before, torch.get_rng_state())
+        np.testing.assert_array_equal(before, np.random.get_state()[1])
     np.testing.assert_array_equal(features['0'], features['again'])
     assert np.abs(features['0'] - features['plain']).max() > 0.1
     assert np.abs(features['0'] - features['1']).max() > 0.1

@@ -43,6 +43,13 @@ class KeepBest(CheckpointHook):
         self.seconds = seconds
         self._kept = 0.
 
+    def before_train(self, runner: Runner) -> None:
+        """Of a run that goes on, the metric is known."""
+        super().before_train(runner)
+        known = runner.message_hub.runtime_info
+        if 'best_metric' in known:
+            self._init_rule(self.rules, [known['best_metric']])
+
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
         """Nothing: epochs are kept."""
@@ -65,6 +72,7 @@ class KeepBest(CheckpointHook):
                 'the evaluator gives '
                 f'{", ".join(k.removeprefix(first) for k in metrics)}.')
         known = runner.message_hub.runtime_info
+        runner.message_hub.update_info('best_metric', self.metric)
         for name, prefix in self.prefixes.items():
             score = float(metrics[prefix + self.metric])
             if ('best_score' not in known
