@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from test_probing import DIGITS, build
@@ -30,6 +31,7 @@ from gap_plugin.probing import (
 )
 from gap_plugin.probing.batches import FeatureBatches, feature_loader
 from gap_plugin.probing.candidates import Candidates
+from gap_plugin.probing.evaluation import WholeBatches, build_evaluator
 from gap_plugin.probing.probe import _takes_whole, stretched
 
 ROOT = Path(__file__).parents[1]
@@ -297,7 +299,9 @@ def test_heads_trained_at_once_end_as_each_alone(tmp_path, variant):
     for index in (0, 9, 10):
         alone, cfg = build(options)
         alone.load_state_dict(model.state_dict())
-        one = Candidates(probe_model(alone), ['one']).members[0]
+        one = probe_model(alone)
+        assert (one.product is not None) is fused
+        one.product = None  # by its neck and head, as from images
         wrapper = Candidates.optim_wrappers(
             _Named([one]), cfg.optim_wrapper, [settings[index]])['one']
         one.train()
@@ -313,13 +317,55 @@ def test_heads_trained_at_once_end_as_each_alone(tmp_path, variant):
         scores = [sample['pred_score'] for sample in
                   candidates.val_step(batch)[index]]
         torch.testing.assert_close(
-            scores, [s.pred_score for s in one.val_step(batch)])
+            scores, [s['pred_score'] for s in one.val_step(batch)])
         candidates.train()
     start = model.head.fc.weight if fused else None
     if fused:
         assert (one.head.fc.weight - start).abs().max() > 1e-3
         assert candidates.diverged(11) or candidates.members[
             11].head.fc.weight.abs().max() > 1e20
+
+
+METRICS = {
+    'accuracy': ([dict(type='Accuracy', topk=(1, 2)),
+                  dict(type='SingleLabelMetric', prefix='own',
+                       items=('precision', 'recall', 'support'))], True),
+    'another': ([dict(type='Accuracy', topk=(1, )),
+                 dict(type='ConfusionMatrix')], False),
+}
+
+
+@pytest.mark.parametrize('kind', METRICS)
+def test_whole_batches_are_evaluated_as_the_host_does(tmp_path, kind):
+    metrics, whole = METRICS[kind]
+    _, val = small_stores(tmp_path)
+    model, _ = build(SIXTEEN)
+    short = probe_model(model).eval()
+    evaluator = build_evaluator(metrics, short.head, val.labels)
+    assert (type(evaluator) is WholeBatches) is whole
+    found = []
+    for evaluate, rows in ((evaluator, whole), (Evaluator(metrics), False)):
+        evaluate.dataset_meta = dict(classes='abc')
+        for _ in range(2):  # an epoch leaves nothing to the next one
+            for batch in feature_loader([val], {}, rows, 10):
+                evaluate.process(short.val_step(batch), batch)
+            found.append(evaluate.evaluate(len(val)))
+    assert 'accuracy/top1' in found[0]
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        for key, value in found[0].items():
+            np.testing.assert_array_equal(value, other[key])
+
+
+def test_a_picture_hook_and_a_chosen_kernel_are_no_hindrance(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = build({
+        **SIXTEEN, 'default_hooks.visualization': dict(
+            type='VisualizationHook', enable=True, interval=1),
+        'optim_wrapper.optimizer.foreach': True})
+    result = probe(model, cfg, train, val, epochs=1, metainfo={},
+                   work_dir=tmp_path / 'w')
+    assert result.metrics['accuracy/top1'] > 0
 
 
 class _Named:

@@ -2,8 +2,9 @@
 
 Reading order: :mod:`.store` (files), :mod:`.fixed_part` (what of a model
 makes features), :mod:`.extraction` (the pass), :mod:`.batches` (features as a
-dataloader), :mod:`.stored_model` (what is left to train), :mod:`.candidates`
-(several at once), :mod:`.keep_best` (checkpoints), :mod:`.probe` (training),
+dataloader), :mod:`.fused` (BN and a linear layer as one product),
+:mod:`.stored_model` (what is left to train), :mod:`.candidates` (several at
+once), :mod:`.keep_best` (checkpoints), :mod:`.probe` (training),
 :mod:`.few_labels` (k-NN and few-shot).
 """
 

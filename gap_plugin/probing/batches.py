@@ -24,20 +24,23 @@ class FeatureBatches(Dataset):
 
     def __init__(self, stores: Sequence[FeatureStore], metainfo: dict,
                  whole: bool) -> None:
-        self.stores, self.metainfo, self.whole = stores, metainfo, whole
+        # as plain arrays on the same memory, which are quicker to index
+        self.features = [np.asarray(store.features) for store in stores]
+        self.metainfo, self.whole = metainfo, whole
         self.labels = torch.from_numpy(np.array(stores[0].labels))
         if not whole:
             self._samples = [_sample(label) for label in self.labels]
 
     def __len__(self) -> int:
-        return len(self.stores[0])
+        return len(self.labels)
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Any]:
         view, rows = rows[0] // len(self), rows % len(self)
-        features = np.asarray(self.stores[view].features[rows], np.float32)
+        features = np.take(self.features[view], rows, axis=0)
         samples = ([_sample(self.labels[rows])] if self.whole else
                    [self._samples[row] for row in rows])
-        return dict(inputs=torch.from_numpy(features), data_samples=samples)
+        return dict(inputs=torch.from_numpy(features).float(),
+                    data_samples=samples)
 
 
 def _sample(label: torch.Tensor) -> DataSample:

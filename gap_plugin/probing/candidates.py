@@ -5,19 +5,16 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
-from mmpretrain.models.heads import LinearClsHead, MultiLabelLinearClsHead
 from torch import nn
-from torch.nn import functional
 
-from ..models import BNNeck, LinearHead
-
-#: Heads whose logits are those of their layer ``fc``.
-_LINEAR = (LinearHead, LinearClsHead, MultiLabelLinearClsHead)
+from .evaluation import build_evaluator, predictions
+from .fused import Product, behind, is_linear
 
 
 def grid(cfg: Config, rates: Sequence[float] | None,
@@ -58,9 +55,8 @@ class Candidates(BaseModel):
     """Copies of a neck and a head that start alike, each trained by itself.
 
     Batch normalisation and a linear layer, which is the usual case, become
-    one product: features are normalised once, each copy's scale and shift
-    join its weights, and the weights of all stand side by side. Other necks
-    and heads run one after another, on the same batches.
+    one product, see :mod:`.fused`. Other necks and heads run one after
+    another, on the same batches.
 
     Args:
         model: The classifier on stored features, see
@@ -76,12 +72,8 @@ class Candidates(BaseModel):
         self.data_preprocessor = model.data_preprocessor
         self.names = list(names)
         self.members = nn.ModuleList(copy.deepcopy(model) for _ in names)
-        self.fused = _is_linear(model)
-        self._norms = [m for m in self.members.modules()
-                       if isinstance(m, nn.BatchNorm1d)]
-        if self.fused:  # statistics of the same features: shared
-            for norm in self._norms[1:]:
-                norm._buffers = self._norms[0]._buffers
+        self.fused = is_linear(model)
+        self._product = Product(self.members) if self.fused else None
 
     def optim_wrappers(self, cfg: dict,
                        settings: Sequence[dict]) -> OptimWrapperDict:
@@ -99,34 +91,12 @@ class Candidates(BaseModel):
             made[name] = build_optim_wrapper(member, own)
         return OptimWrapperDict(**made)
 
-    def _logits(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits of every copy, by one product."""
-        layers = [member.head.fc for member in self.members]
-        weights = torch.stack([layer.weight for layer in layers])
-        biases = torch.stack([
-            layer.weight.new_zeros(len(layer.weight))
-            if layer.bias is None else layer.bias for layer in layers])
-        if self._norms:
-            norm = self._norms[0]
-            if norm.training and norm.track_running_stats:
-                norm.num_batches_tracked += 1
-            x = functional.batch_norm(
-                x, norm.running_mean, norm.running_var,
-                training=norm.training, momentum=norm.momentum, eps=norm.eps)
-            if norm.affine:
-                shift = torch.stack([n.bias for n in self._norms])
-                scale = torch.stack([n.weight for n in self._norms])
-                biases = biases + (weights @ shift[..., None])[..., 0]
-                weights = weights * scale[:, None]
-        flat = functional.linear(x, weights.flatten(0, 1), biases.flatten())
-        return flat.unflatten(1, biases.shape).unbind(1)
-
     def _each(self, data: dict) -> list[tuple[Callable, Any]]:
         """Head and its input, for every copy."""
         if self.fused:
-            every = self._logits(data['inputs'])
-            return [(_behind(member.head), logits) for member, logits in
-                    zip(self.members, every, strict=True)]
+            return [(behind(member.head), logits) for member, logits in
+                    zip(self.members, self._product(data['inputs']),
+                        strict=True)]
         return [(member.head, member.extract_feat(data['inputs']))
                 for member in self.members]
 
@@ -157,11 +127,9 @@ class Candidates(BaseModel):
                 for key in losses[0][1]}
 
     def val_step(self, data: dict) -> list[list[dict]]:
-        """Predictions of every copy, as dicts."""
+        """Predictions of every copy."""
         data = self.data_preprocessor(data, False)
-        # as dicts, since the next copy writes into the same samples
-        return [[sample.to_dict() for sample in
-                 head.predict(x, data['data_samples'])]
+        return [predictions(head, x, data['data_samples'])
                 for head, x in self._each(data)]
 
     test_step = val_step
@@ -185,12 +153,15 @@ class EachCandidate(Evaluator):
     Args:
         metrics: The evaluator of the config.
         model: Whose copies they are.
+        labels: As in :func:`~.evaluation.build_evaluator`.
     """
 
-    def __init__(self, metrics: Any, model: Candidates) -> None:
+    def __init__(self, metrics: Any, model: Candidates,
+                 labels: np.ndarray) -> None:
         super().__init__([])
         self.model = model
-        self.each = [Evaluator(copy.deepcopy(metrics)) for _ in model.names]
+        self.each = [build_evaluator(metrics, member.head, labels)
+                     for member in model.members]
 
     @property
     def dataset_meta(self) -> dict | None:
@@ -217,23 +188,3 @@ class EachCandidate(Evaluator):
             for key, value in self.each[index].evaluate(size).items():
                 found[f'{name}/{key}'] = float('nan') if diverged else value
         return found
-
-
-def _is_linear(model: nn.Module) -> bool:
-    """Whether all there is, is one batch normalisation and a linear layer."""
-    neck = getattr(model, 'neck', None)
-    parts = list(neck) if isinstance(neck, nn.Sequential) else [neck]
-    parts = [p for p in parts
-             if p is not None and not isinstance(p, nn.Identity)]
-    norms = [p for p in parts if type(p) is BNNeck
-             and type(p.bn) is nn.BatchNorm1d]
-    dropout = getattr(model.head, 'dropout', None)
-    return (type(model.head) in _LINEAR and len(parts) == len(norms) < 2
-            and not (dropout is not None and dropout.p))
-
-
-def _behind(head: nn.Module) -> nn.Module:
-    """The head, for logits: losses and predictions as its own."""
-    head = copy.copy(head)
-    head.forward = lambda logits: logits
-    return head

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from .batches import FeatureBatches, feature_loader
 from .candidates import Candidates, EachCandidate
+from .evaluation import WholeBatches, build_evaluator
 from .extraction import check_split
 from .keep_best import KeepBest
 from .store import FeatureStore, differing, replacing
@@ -94,10 +95,12 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                          f'{loader.batch_size}: set a smaller batch_size.')
     work_dir = Path(work_dir)
     optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
-    trained, evaluator = short, cfg.get('val_evaluator')
+    if optim_wrapper.optimizer.type in _FUSED and not _IMPLEMENTATIONS & set(
+            optim_wrapper.optimizer):
+        optim_wrapper.optimizer.fused = True
+    trained = short
     if len(settings) > 1:
         trained = Candidates(short, list(settings))
-        evaluator = EachCandidate(evaluator, trained)
         optim_wrapper = trained.optim_wrappers(
             optim_wrapper, list(settings.values()))
         print_log(f'{len(settings)} settings are trained ' + (
@@ -116,9 +119,14 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     resume = resume and last.is_file()
     if resume:
         _check_resumed(last, made_by)
-    validation = {} if val is None else dict(
-        val_dataloader=_in_order(val, metainfo), val_cfg=dict(),
-        val_evaluator=evaluator)
+    validation = {}
+    if val is not None:
+        evaluator = build_evaluator(cfg.val_evaluator, short.head, val.labels)
+        validation = dict(
+            val_dataloader=_in_order(val, metainfo, evaluator),
+            val_cfg=dict(),
+            val_evaluator=evaluator if trained is short else EachCandidate(
+                cfg.val_evaluator, trained, val.labels))
     runner = Runner(
         model=trained,
         work_dir=str(work_dir),
@@ -126,8 +134,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=optim_wrapper,
         param_scheduler=stretched(cfg, epochs, len(train_loader)),
-        default_hooks={**(cfg.get('default_hooks') or {}),
-                       'checkpoint': keep},
+        default_hooks=_hooks(cfg, keep, len(train_loader)),
         custom_hooks=cfg.get('custom_hooks'),
         load_from=str(last) if resume else None,
         resume=resume,
@@ -167,6 +174,17 @@ def _keeper(cfg: Config, keep_every: float, made_by: dict,
                     names if len(names) > 1 else None)
 
 
+def _hooks(cfg: Config, keep: KeepBest, batches: int) -> dict:
+    """The config's hooks, with ours for checkpoints, and none for images."""
+    hooks = {name: hook for name, hook in
+             (cfg.get('default_hooks') or {}).items()
+             if name != 'visualization'}
+    # an epoch takes less than a second: one line for each
+    logger = dict(hooks.get('logger') or dict(type='LoggerHook'))
+    logger['interval'] = max(logger.get('interval', 10), batches)
+    return dict(hooks, checkpoint=keep, logger=logger)
+
+
 def _check_resumed(last: Path, made_by: dict) -> None:
     kept = CheckpointLoader.load_checkpoint(str(last), map_location='cpu')
     others = differing(kept['meta']['made_by'], made_by)
@@ -175,9 +193,11 @@ def _check_resumed(last: Path, made_by: dict) -> None:
                          'leave --resume out, or use another --work-dir.')
 
 
-def _in_order(store: FeatureStore, metainfo: dict) -> DataLoader:
-    return feature_loader([store], metainfo, False,
-                          store.fingerprint['batch_size'])
+def _in_order(store: FeatureStore, metainfo: dict,
+              evaluator: Evaluator) -> DataLoader:
+    return feature_loader(
+        [store], metainfo, isinstance(evaluator, WholeBatches),
+        store.fingerprint['batch_size'])
 
 
 def _evaluate(model: nn.Module, cfg: Config, split: str,
@@ -185,11 +205,12 @@ def _evaluate(model: nn.Module, cfg: Config, split: str,
     """Metrics of a split, apart from the runner and its hooks."""
     if store is None:
         return {}
-    evaluator = Evaluator(copy.deepcopy(cfg[f'{split}_evaluator']))
+    evaluator = build_evaluator(cfg[f'{split}_evaluator'], model.head,
+                                store.labels)
     evaluator.dataset_meta = metainfo
     model.eval()
     with torch.no_grad():
-        for batch in _in_order(store, metainfo):
+        for batch in _in_order(store, metainfo, evaluator):
             evaluator.process(model.val_step(batch), batch)
     return evaluator.evaluate(len(store))
 
@@ -246,6 +267,11 @@ class _Few:
     def __len__(self) -> int:
         return len(self.labels)
 
+
+#: Optimisers of torch with one kernel for a step, and what rules it out:
+#: of a probe's few small weights, the steps of the kernels are most of it.
+_FUSED = ('Adam', 'AdamW', 'SGD')
+_IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
 
 #: Fields of schedulers that count epochs or iterations.
 _COUNTS = ('begin', 'end', 'T_max', 'milestones', 'total_steps', 'step_size',

@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor
+from mmpretrain.structures import DataSample
 from torch import nn
 
+from .evaluation import predictions
 from .fixed_part import FixedPart
+from .fused import Product, behind, is_linear
 
 
 class _Stored(nn.Module):
@@ -25,7 +28,28 @@ class _Move(BaseDataPreprocessor):
     """Moves a batch to the model's device, and no more."""
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        return self.cast_data(data)
+        # a walk through the samples costs as much as a small product
+        return data if self.device.type == 'cpu' else self.cast_data(data)
+
+
+class _OnFeatures:
+    """Mixed into the class of a classifier whose images are features."""
+
+    def loss(self, inputs: torch.Tensor,
+             data_samples: list[DataSample]) -> dict:
+        """As the classifier's own, by one product where it can be."""
+        if self.product is None:
+            return super().loss(inputs, data_samples)
+        (logits, ) = self.product(inputs)
+        return behind(self.head).loss(logits, data_samples)
+
+    def val_step(self, data: dict) -> list[dict]:
+        """Predictions of a batch, see :func:`~.evaluation.predictions`."""
+        data = self.data_preprocessor(data, False)
+        return predictions(self.head, self.extract_feat(data['inputs']),
+                           data['data_samples'])
+
+    test_step = val_step
 
 
 def check_frozen(model: nn.Module) -> None:
@@ -61,6 +85,7 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
     fixed = FixedPart(model)
     # shallow: the parts that are trained stay those of the model
     short = copy.copy(model)
+    short.__class__ = type('OnFeatures', (_OnFeatures, type(model)), {})
     short._modules = dict(model._modules)
     short.backbone = _Stored(in_tuple)
     short.data_preprocessor = _Move()
@@ -72,6 +97,7 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
             short.neck.add_module(
                 name,
                 nn.Identity() if f'neck.{name}' in fixed.necks else part)
+    short.product = Product([short]) if is_linear(short) else None
     if not any(p.requires_grad for p in short.parameters()):
         raise ValueError('neither neck nor head of the config has a '
                          'parameter that is trained: give it a head, such '
