@@ -1,0 +1,192 @@
+"""A further probe over 60 000 x 1280 stored features, and memory at 10x rows.
+
+Times 100 epochs with validation on another 10 000 rows after each, and the
+matrix products of as many steps alone: the linear layer forward and backward,
+on batches that are in the cache. Features are random, of 10 classes with a
+centre each. Then extraction and probe are run in processes of their own on
+some rows and on ten times as many, and the peak of their anonymous memory is
+compared; that of memory-mapped files is the system's to take back.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from torch import nn
+from torch.nn import functional
+
+import paired
+from gap_plugin.probing import FeatureStore, StoreWriter, extract, probe
+
+ROOT = Path(__file__).parents[2]
+CONFIG = 'configs/digits/test_nfnet.py'
+CLASSES = 10
+
+
+def random_store(folder: Path, rows: int, width: int,
+                 seed: int) -> FeatureStore:
+    """Features around a centre for each class."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(
+        size=(CLASSES, width)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, rows)
+    writer = StoreWriter(folder, rows, width, 'float32', 1000)
+    writer.prepare(labels, [str(i) for i in range(rows)], {})
+    for i in writer.missing():
+        few = labels[i * 1000:(i + 1) * 1000]
+        noise = rng.standard_normal((len(few), width), dtype=np.float32)
+        writer.write(i, 4 * noise + centres[few])
+    return writer.finish(dict(batch_size=1000), in_tuple=True)
+
+
+def classifier(width: int | None, batch: int) -> tuple[nn.Module, Config]:
+    """The classifier of the config, for features of a width."""
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(ROOT / CONFIG)
+    cfg.train_dataloader.batch_size = batch
+    for name in ('train', 'val', 'test'):
+        cfg[f'{name}_dataloader'].collate_fn = dict(type='default_collate')
+    if width is not None:
+        cfg.model.type = 'ImageClassifier'
+        cfg.model.neck = [dict(type='GAPNeck'),
+                          dict(type='BNNeck', in_channels=width)]
+        cfg.model.head.in_channels = width
+    return MODELS.build(cfg.model), cfg
+
+
+def products(width: int, batch: int, steps: int) -> float:
+    """Seconds of the linear layer's products alone."""
+    x, layer = torch.randn(batch, width), nn.Linear(width, CLASSES)
+    end = torch.randn(batch, CLASSES)
+    start = time.perf_counter()
+    for _ in range(steps):
+        functional.linear(x, layer.weight, layer.bias)
+        torch.mm(end.t(), x)
+    return time.perf_counter() - start
+
+
+def timing(args: argparse.Namespace) -> list[dict]:
+    """Seconds of a probe, and of its products."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        train, val = (random_store(folder / str(i), n, args.width, i)
+                      for i, n in enumerate((args.rows, 10_000)))
+        for batch in args.batch:
+            for i in range(args.rounds):
+                model, cfg = classifier(args.width, batch)
+                start = time.perf_counter()
+                result = probe(
+                    model, cfg, train, val, epochs=args.epochs,
+                    work_dir=folder / f'{batch}_{i}',
+                    metainfo=dict(classes='0123456789'))
+                seconds = time.perf_counter() - start
+                alone = products(args.width, batch,
+                                 args.epochs * (args.rows // batch))
+                rows.append(dict(
+                    rows=args.rows, width=args.width, batch=batch,
+                    epochs=args.epochs, probe_s=seconds, products_s=alone,
+                    share=alone / seconds,
+                    top1=result.metrics['accuracy/top1']))
+                print(rows[-1], flush=True)
+    return rows
+
+
+def work(kind: str, rows: int, folder: Path) -> None:
+    """What a process of its own does whose memory is watched."""
+    if kind == 'extraction':
+        model, cfg = classifier(None, 64)
+        times = rows // 1442
+        cfg.train_dataloader.dataset = dict(
+            type='RepeatDataset', times=times,
+            dataset=cfg.train_dataloader.dataset)
+        extract(model, cfg, 'train', folder)
+        return
+    model, cfg = classifier(1280, 128)
+    probe(model, cfg, FeatureStore(folder / 'train'),
+          FeatureStore(folder / 'val'), epochs=2, work_dir=folder / 'probe',
+          metainfo=dict(classes='0123456789'))
+
+
+def peak_of(kind: str, rows: int, folder: Path) -> int:
+    """Bytes of anonymous memory at the peak of a process."""
+    process = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', __file__, '--work', kind,
+         str(rows), str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        status = Path(f'/proc/{process.pid}/status')
+        while process.poll() is None:
+            try:
+                found = [line.split()[1] for line in
+                         status.read_text().splitlines()
+                         if line.startswith('RssAnon:')]
+            except OSError:
+                break
+            peak = max([peak, *map(int, found)])
+            time.sleep(.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    if process.wait():
+        raise ValueError(f'{kind} of {rows} rows failed.')
+    watcher.join()
+    return peak * 1024
+
+
+def memory(args: argparse.Namespace) -> list[dict]:
+    """Peaks of some rows, and of ten times as many."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, rows in (('extraction', 1442), ('probe', 6000)):
+            peaks = []
+            for n in (rows, 10 * rows):
+                place = Path(folder) / f'{kind}_{n}'
+                if kind == 'probe':
+                    random_store(place / 'train', n, 1280, 0)
+                    random_store(place / 'val', 1000, 1280, 1)
+                peaks.append(peak_of(kind, n, place))
+            found.append(dict(
+                what=kind, rows=[rows, 10 * rows],
+                peak_mib=[round(p / 2 ** 20, 1) for p in peaks],
+                ratio=peaks[1] / peaks[0]))
+            print(found[-1], flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--rows', type=int, default=60_000)
+    parser.add_argument('--width', type=int, default=1280)
+    parser.add_argument('--epochs', type=int, default=100)
+    parser.add_argument('--batch', type=int, nargs='+', default=[128, 1024])
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--out', help='JSON file for the raw figures')
+    parser.add_argument('--work', nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        kind, rows, folder = args.work
+        work(kind, int(rows), Path(folder))
+        return
+    found = timing(args) + memory(args)
+    if args.out:
+        paired.write(args.out, found)
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('ignore')
+    main()
