@@ -1,6 +1,7 @@
 """Data that comes in a package, and files of images that do not open."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,23 @@ class Digits(BaseDataset):
 
 
 def unreadable(paths: Iterable[str | Path]) -> list[str]:
-    """Those of some files that do not open as images, by their headers."""
-    bad = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.verify()
-        except (OSError, SyntaxError, ValueError):
-            bad.append(str(path))
-    return bad
+    """Those of some files that do not open as images, or break off.
+
+    Several are read at a time. A JPEG is decoded at an eighth of its size,
+    which reads all of it at a fraction of the cost.
+    """
+    with ThreadPoolExecutor() as pool:
+        return [bad for bad in pool.map(_unreadable, paths) if bad]
+
+
+def _unreadable(path: str | Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            image.draft('L', (image.width // 8, image.height // 8))
+            image.load()
+    except (OSError, SyntaxError, ValueError):
+        return str(path)
+    return None
 
 
 def some(names: list[str]) -> str:

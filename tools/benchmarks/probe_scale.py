@@ -35,7 +35,7 @@ CLASSES = 10
 
 def random_store(folder: Path, rows: int, width: int,
                  seed: int) -> FeatureStore:
-    """Features around a centre for each class."""
+    """Features around a centre for each class, which overlap."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).normal(
         size=(CLASSES, width)).astype(np.float32)
@@ -45,7 +45,7 @@ def random_store(folder: Path, rows: int, width: int,
     for i in writer.missing():
         few = labels[i * 1000:(i + 1) * 1000]
         noise = rng.standard_normal((len(few), width), dtype=np.float32)
-        writer.write(i, 4 * noise + centres[few])
+        writer.write(i, noise + 0.06 * centres[few])
     return writer.finish(dict(batch_size=1000), in_tuple=True)
 
 
