@@ -70,10 +70,10 @@ class Digits(BaseDataset):
 
 
 def unreadable(paths: Iterable[str | Path]) -> list[str]:
-    """Those of some files that do not open as images, or break off.
+    """Those of some files that do not open as images, or that break off.
 
-    Several are read at a time. A JPEG is decoded at an eighth of its size,
-    which reads all of it at a fraction of the cost.
+    All of a file is read, without the cost of all its pixels: of a PNG its
+    check sums, of a JPEG an image of an eighth of the size.
     """
     with ThreadPoolExecutor() as pool:
         return [bad for bad in pool.map(_unreadable, paths) if bad]
@@ -82,8 +82,11 @@ def unreadable(paths: Iterable[str | Path]) -> list[str]:
 def _unreadable(path: str | Path) -> str | None:
     try:
         with Image.open(path) as image:
-            image.draft('L', (image.width // 8, image.height // 8))
-            image.load()
+            if image.format == 'PNG':
+                image.verify()
+            else:
+                image.draft('L', (image.width // 8, image.height // 8))
+                image.load()
     except (OSError, SyntaxError, ValueError):
         return str(path)
     return None

@@ -349,17 +349,72 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, capsys):
     assert '2 of 8 images' in capsys.readouterr().out
 
 
-def test_an_image_that_breaks_off_is_named(tmp_path):
-    folder_of_images(tmp_path / 'd', [])
+def broken_jpeg(path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    path = tmp_path / 'd' / 'b' / '1.jpg'
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:900])
+
+
+def test_an_image_that_breaks_off_is_named_ahead_or_left_out(tmp_path,
+                                                             monkeypatch):
+    folder_of_images(tmp_path / 'd', [])
+    broken_jpeg(tmp_path / 'd' / 'b' / '1.jpg')
     options = image_config(tmp_path / 'd')
     options['test_dataloader']['dataset']['pipeline'][0][
         'imdecode_backend'] = 'pillow'
+    with pytest.raises(ValueError, match=r"1 of 9 images .*b/1\.jpg'"):
+        extract(*build(options), 'val', tmp_path / 'val')
+    assert not (tmp_path / 'val.partial').exists()
+    store = extract(*build(options), 'val', tmp_path / 'val', skip_bad=True)
+    assert len(store) == 8
+    # known from the store: nothing is read again
+    monkeypatch.setattr('gap_plugin.probing.extraction.readable',
+                        lambda *_: pytest.fail('images are read again'))
+    assert len(extract(*build(options), 'val', tmp_path / 'val',
+                       skip_bad=True)) == 8
+    with pytest.raises(ValueError, match='rows 8 against 9 now'):
+        extract(*build(options), 'val', tmp_path / 'val')
+    # an image more is no bad image
+    shutil.copy(tmp_path / 'd' / 'b' / '1.png', tmp_path / 'd' / 'b' / 'n.png')
+    with pytest.raises(ValueError, match='rows 8 against 9 now'):
+        extract(*build(options), 'val', tmp_path / 'val', skip_bad=True)
+
+
+def test_an_image_that_breaks_in_the_pass_is_named(tmp_path, monkeypatch):
+    folder_of_images(tmp_path / 'd', [])
+    broken_jpeg(tmp_path / 'd' / 'b' / '1.jpg')
+    options = image_config(tmp_path / 'd')
+    options['test_dataloader']['dataset']['pipeline'][0][
+        'imdecode_backend'] = 'pillow'
+    monkeypatch.setattr('gap_plugin.probing.images.unreadable',
+                        lambda paths: [])  # it was whole a moment ago
     with pytest.raises(ValueError, match=r'b/1\.jpg.* cannot be read'):
         extract(*build(options), 'val', tmp_path / 'val')
+
+
+def test_force_goes_on_with_the_half_that_fits(tmp_path):
+    made, others = dict(MADE_BY), dict(MADE_BY, weights='b')
+    write(tmp_path / 'train', finish=False)
+    remove(tmp_path / 'train', unless=made)
+    assert (tmp_path / 'train.partial').exists()
+    remove(tmp_path / 'train', unless=others)
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / 'train')
+    remove(tmp_path / 'train', unless=made)
+    assert len(FeatureStore(tmp_path / 'train')) == 10
+    edit(tmp_path / 'train' / 'features.npy')
+    remove(tmp_path / 'train', unless=made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_store_is_made_again_by_force(tmp_path):
+    model, cfg = build()
+    whole = np.array(extract(model, cfg, 'val', tmp_path / 'val').features)
+    edit(tmp_path / 'val' / 'features.npy')
+    with pytest.raises(ValueError, match='is damaged'):
+        extract(model, cfg, 'val', tmp_path / 'val')
+    store = extract(model, cfg, 'val', tmp_path / 'val', force=True)
+    np.testing.assert_array_equal(store.features, whole)
 
 
 def _run(folder, started):

@@ -2,107 +2,31 @@
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier, get_dist_info
-from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.registry import FUNCTIONS
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..compat import versions
-from ..datasets import some, unreadable
-from ..models.messages import check_labels
 from ..version import __version__
 from .fixed_part import FixedPart
+from .images import (
+    Rows,
+    build_dataset,
+    check_split,
+    data_list,
+    loader_config,
+    readable,
+)
 from .store import FeatureStore, StoreWriter, remove
-
-SPLITS = ('train', 'val', 'test')
-
-
-class _Rows(Dataset):
-    """Chosen samples of a dataset, errors with the name of the image.
-
-    Of an augmented view, what is random depends on its number and the row
-    alone, so that every order and share of the work gives the same.
-    """
-
-    def __init__(self, dataset: BaseDataset, chosen: np.ndarray,
-                 names: list[str], view: int | None, seed: int) -> None:
-        self.dataset, self.chosen, self.names = dataset, chosen, names
-        self.view, self.seed = view, seed
-
-    def __getitem__(self, row: int) -> dict:
-        index = int(self.chosen[row])
-        chance = (nullcontext() if self.view is None else
-                  _seeded(self.seed, self.view, row))
-        try:
-            with chance:
-                sample = self.dataset[index]
-        except (OSError, ValueError, SyntaxError, AttributeError) as error:
-            # cv2 gives None for what it cannot read: an AttributeError later
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise ValueError(
-                f'{self.names[row]!r} cannot be read ({lines[0][:160]}): '
-                'remove or replace it.') from None
-        return sample
-
-
-@contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
-    """Fixed random numbers of Python, numpy and torch; others afterwards."""
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])
-
-
-def loader_config(cfg: Config, split: str, augmented: bool = False) -> dict:
-    """The dataloader of a split, with the *test* pipeline.
-
-    Args:
-        cfg: The config.
-        split: Which one.
-        augmented: Whether its own pipeline is kept.
-
-    Raises:
-        ValueError: If the config has no such split.
-    """
-    if split not in SPLITS:
-        raise ValueError(f'split must be one of {SPLITS}, got {split!r}.')
-    loader = cfg.get(f'{split}_dataloader')
-    plain = cfg.get('test_dataloader') or cfg.get('val_dataloader')
-    if loader is None or plain is None:
-        raise ValueError(f'the config has no {split}_dataloader, or none to '
-                         'take the test pipeline from: add it, or leave '
-                         f'{split!r} out of --splits.')
-    loader, plain = loader.to_dict(), plain.to_dict()
-    loader['batch_size'] = plain['batch_size']
-    dataset, pipeline = loader['dataset'], plain['dataset']
-    while 'dataset' in pipeline:
-        pipeline = pipeline['dataset']
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    for each in dataset.get('datasets', [dataset]):
-        if not augmented:
-            each['pipeline'] = pipeline['pipeline']
-        each['test_mode'] = True  # no other sample for one that fails
-    return loader
 
 
 def extract(model: nn.Module, cfg: Config, split: str,
@@ -136,13 +60,11 @@ def extract(model: nn.Module, cfg: Config, split: str,
                          f'{dtype!r}.')
     loader = loader_config(cfg, split, view is not None)
     part = FixedPart(model)
-    dataset = _dataset(loader, split)
-    names, labels, files = _data_list(dataset)
+    dataset = build_dataset(loader, split)
+    names, labels, files = data_list(dataset)
     check_split(labels, model, split)
-    chosen = _readable(names, files, split, skip_bad)
-    names, labels = [names[i] for i in chosen], labels[chosen]
-
-    fingerprint = dict(
+    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    made_by = dict(
         weights=part.fingerprint(),
         backbone=_hash(cfg.model.get('backbone')),
         neck=part.necks,
@@ -152,23 +74,34 @@ def extract(model: nn.Module, cfg: Config, split: str,
         # the transforms of ours follow the network's description
         pipeline=_hash([loader['dataset'], getattr(
             model.backbone, 'data_source', None)]),
-        data=_hash([names, labels.tolist()]),
-        rows=len(names), batch_size=loader['batch_size'], dtype=dtype,
-        amp=amp, versions=dict(versions(), gap_plugin=__version__))
-    seed = (cfg.get('randomness') or {}).get('seed') or 0
-    if view is not None:
-        fingerprint.update(view=view, seed=seed)
-    rank, world = get_dist_info()
-    folder = Path(folder)
-    if force and rank == 0 and not _matches(folder, fingerprint):
-        remove(folder)
-    barrier()
-    if folder.exists():
-        store = FeatureStore(folder)
-        store.check(fingerprint)
-        return store
+        batch_size=loader['batch_size'], dtype=dtype, amp=amp,
+        versions=dict(versions(), gap_plugin=__version__),
+        **({} if view is None else dict(view=view, seed=seed)))
 
-    rows = _Rows(dataset, chosen, names, view, seed)
+    def fingerprint_of(chosen: np.ndarray) -> dict:
+        return dict(made_by, rows=len(chosen), data=_hash(
+            [[names[i] for i in chosen], labels[chosen].tolist()]))
+
+    folder = Path(folder)
+    store = _stored(folder, force)
+    if store is not None:  # no image is read
+        skipped = set(store.description['skipped'] if skip_bad else ())
+        fingerprint = fingerprint_of(np.array(
+            [i for i, name in enumerate(names) if name not in skipped]))
+        if not force:
+            store.check(fingerprint)
+        if store.fingerprint == fingerprint:
+            return store
+    chosen = readable(names, files, split, skip_bad)
+    fingerprint = fingerprint_of(chosen)
+    skipped = sorted(set(names) - {names[i] for i in chosen})
+    names, labels = [names[i] for i in chosen], labels[chosen]
+    rank, world = get_dist_info()
+    if force and rank == 0:
+        remove(folder, unless=fingerprint)
+    barrier()
+
+    rows = Rows(dataset, chosen, names, view, seed)
     device = next(part.parameters()).device
     autocast = torch.autocast(device.type) if amp else nullcontext()
 
@@ -194,91 +127,24 @@ def extract(model: nn.Module, cfg: Config, split: str,
             bar.update(len(features))
     barrier()
     if rank == 0:
-        writer.finish(fingerprint, in_tuple=part.in_tuple, metainfo={
-            key: dataset.metainfo[key] for key in ('classes', )
-            if key in dataset.metainfo})
+        writer.finish(
+            fingerprint, in_tuple=part.in_tuple, skipped=skipped, metainfo={
+                key: dataset.metainfo[key] for key in ('classes', )
+                if key in dataset.metainfo})
     barrier()
     return FeatureStore(folder)
 
 
-def _dataset(loader: dict, split: str) -> BaseDataset:
-    empty = (f'the split {split!r} is empty: check data_root and ann_file of '
-             'its dataset.')
+def _stored(folder: Path, force: bool) -> FeatureStore | None:
+    """The store that is there; a damaged one is to be replaced by force."""
+    if not folder.exists():
+        return None
     try:
-        dataset = DATASETS.build(loader['dataset'])
-    except ValueError as error:
-        if 'at least one array' in str(error):  # MMEngine packs no samples
-            raise ValueError(empty) from None
+        return FeatureStore(folder)
+    except ValueError:
+        if force:
+            return None
         raise
-    if not len(dataset):
-        raise ValueError(empty)
-    return dataset
-
-
-def check_split(labels: np.ndarray, model: nn.Module, split: str) -> None:
-    """Refuse labels that the model's head has no class for.
-
-    Raises:
-        ValueError: With the range of the labels.
-    """
-    classes = getattr(getattr(model, 'head', None), 'num_classes', None)
-    if classes is not None:
-        scored = labels.ndim == 2
-        lowest, highest = ((0, labels.shape[1] - 1) if scored else
-                           (int(labels.min()), int(labels.max())))
-        check_labels(lowest, highest, classes, 'the head',
-                     f'the split {split!r}', scored)
-
-
-def _data_list(
-        dataset: BaseDataset) -> tuple[list[str], np.ndarray, list[int]]:
-    """Name and label of every sample, without loading an image.
-
-    Returns:
-        Names, labels, and the samples whose names are those of local files.
-
-    Raises:
-        ValueError: If the dataset does not tell them.
-    """
-    names, labels, files = [], [], []
-    for i in range(len(dataset)):
-        try:
-            info = dataset.get_data_info(i)
-            labels.append(info['gt_label'])
-        except (AttributeError, KeyError):
-            raise ValueError(
-                f'{type(dataset).__name__} gives no gt_label by '
-                'get_data_info: use a dataset of MMPretrain, such as '
-                'CustomDataset.') from None
-        names.append(str(info.get('img_path', i)))
-        if 'img' not in info and '://' not in names[-1]:
-            files.append(i)
-    if np.ndim(labels[0]) == 0:
-        return names, np.asarray(labels, np.int64), files
-    classes = len(dataset.metainfo['classes'])  # lists of classes per image
-    scores = np.zeros((len(labels), classes), np.float32)
-    for row, label in enumerate(labels):
-        scores[row, label] = 1
-    return names, scores, files
-
-
-def _readable(names: list[str], files: list[int], split: str,
-              skip_bad: bool) -> np.ndarray:
-    """Indices of the samples whose images open.
-
-    Raises:
-        ValueError: If some do not, and are not to be skipped.
-    """
-    bad = set(unreadable(names[i] for i in files))
-    left = [i for i, name in enumerate(names) if name not in bad]
-    if bad:
-        told = (f'{len(names) - len(left)} of {len(names)} images of '
-                f'{split!r} cannot be read: {some(sorted(bad))}')
-        if not skip_bad or not left:
-            raise ValueError(f'{told}; remove them, or leave them out with '
-                             '--skip-bad.')
-        print(f'{told}; left out.')
-    return np.asarray(left)
 
 
 def _collate(loader: dict) -> Any:
@@ -286,7 +152,7 @@ def _collate(loader: dict) -> Any:
     return FUNCTIONS.get(kind) if isinstance(kind, str) else kind
 
 
-def _batches(loader: dict, rows: _Rows, blocks: list[int]) -> DataLoader:
+def _batches(loader: dict, rows: Rows, blocks: list[int]) -> DataLoader:
     """Whole blocks, in order, so that a row's batch mates are always the
     same, and its features with them.
     """
@@ -297,14 +163,6 @@ def _batches(loader: dict, rows: _Rows, blocks: list[int]) -> DataLoader:
         pin_memory=loader.get('pin_memory', False),
         batch_sampler=[range(b * size, min((b + 1) * size, count))
                        for b in blocks])
-
-
-def _matches(folder: Path, fingerprint: dict) -> bool:
-    try:
-        FeatureStore(folder).check(fingerprint)
-    except ValueError:
-        return False
-    return True
 
 
 def _hash(value: Any) -> str:

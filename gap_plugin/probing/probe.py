@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from .batches import FeatureBatches, feature_loader
 from .candidates import Candidates, EachCandidate
 from .evaluation import WholeBatches, build_evaluator
-from .extraction import check_split
+from .images import check_split
 from .keep_best import KeepBest
 from .store import FeatureStore, differing, replacing
 from .stored_model import probe_model

@@ -256,15 +256,23 @@ class StoreWriter:
         return FeatureStore(self.folder)
 
 
-def remove(folder: str | Path) -> None:
+def remove(folder: str | Path,
+           unless: dict[str, Any] | None = None) -> None:
     """Remove a store, and what there is of a half-written one.
+
+    Args:
+        folder: Of the store.
+        unless: Fingerprint of what is left where it is.
 
     Raises:
         ValueError: If the folder holds something else.
     """
     folder = Path(folder)
-    for path in (folder, folder.with_name(f'{folder.name}.partial')):
-        if not path.exists():
+    for path, made_by in ((folder, _DESCRIPTION),
+                          (folder.with_name(f'{folder.name}.partial'),
+                           'plan.json')):
+        if not path.exists() or unless is not None and _made_by(
+                path / made_by) == unless:
             continue
         other = sorted({p.name for p in path.iterdir()} - {
             *_ARRAYS, _DESCRIPTION, f'{_DESCRIPTION}.tmp', 'done',
@@ -273,6 +281,16 @@ def remove(folder: str | Path) -> None:
             raise ValueError(f'{str(path)!r} holds {other[0]!r}, which is of '
                              'no feature store: choose another --out.')
         shutil.rmtree(path)
+
+
+def _made_by(path: Path) -> dict | None:
+    """Fingerprint of a whole store, or of a half-written one."""
+    try:
+        if path.name == _DESCRIPTION:
+            return FeatureStore(path.parent).fingerprint
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def differing(made: dict, now: dict) -> str:

@@ -1,0 +1,187 @@
+"""The images of a split, and what a config says of them."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.dist import all_gather_object, get_dist_info
+from mmengine.registry import DATASETS
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..datasets import some, unreadable
+from ..models.messages import check_labels
+
+SPLITS = ('train', 'val', 'test')
+
+
+def loader_config(cfg: Config, split: str, augmented: bool = False) -> dict:
+    """The dataloader of a split, with the *test* pipeline.
+
+    Args:
+        cfg: The config.
+        split: Which one.
+        augmented: Whether its own pipeline is kept.
+
+    Raises:
+        ValueError: If the config has no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'split must be one of {SPLITS}, got {split!r}.')
+    loader = cfg.get(f'{split}_dataloader')
+    plain = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if loader is None or plain is None:
+        raise ValueError(f'the config has no {split}_dataloader, or none to '
+                         'take the test pipeline from: add it, or leave '
+                         f'{split!r} out of --splits.')
+    loader, plain = loader.to_dict(), plain.to_dict()
+    loader['batch_size'] = plain['batch_size']
+    dataset, pipeline = loader['dataset'], plain['dataset']
+    while 'dataset' in pipeline:
+        pipeline = pipeline['dataset']
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    for each in dataset.get('datasets', [dataset]):
+        if not augmented:
+            each['pipeline'] = pipeline['pipeline']
+        each['test_mode'] = True  # no other sample for one that fails
+    return loader
+
+
+def build_dataset(loader: dict, split: str) -> BaseDataset:
+    """The dataset of a dataloader's config.
+
+    Raises:
+        ValueError: If it is empty.
+    """
+    empty = (f'the split {split!r} is empty: check data_root and ann_file of '
+             'its dataset.')
+    try:
+        dataset = DATASETS.build(loader['dataset'])
+    except ValueError as error:
+        if 'at least one array' in str(error):  # MMEngine packs no samples
+            raise ValueError(empty) from None
+        raise
+    if not len(dataset):
+        raise ValueError(empty)
+    return dataset
+
+
+def check_split(labels: np.ndarray, model: nn.Module, split: str) -> None:
+    """Refuse labels that the model's head has no class for.
+
+    Raises:
+        ValueError: With the range of the labels.
+    """
+    classes = getattr(getattr(model, 'head', None), 'num_classes', None)
+    if classes is not None:
+        scored = labels.ndim == 2
+        lowest, highest = ((0, labels.shape[1] - 1) if scored else
+                           (int(labels.min()), int(labels.max())))
+        check_labels(lowest, highest, classes, 'the head',
+                     f'the split {split!r}', scored)
+
+
+def data_list(
+        dataset: BaseDataset) -> tuple[list[str], np.ndarray, list[int]]:
+    """Name and label of every sample, without loading an image.
+
+    Returns:
+        Names, labels, and the samples whose names are those of local files.
+
+    Raises:
+        ValueError: If the dataset does not tell them.
+    """
+    names, labels, files = [], [], []
+    for i in range(len(dataset)):
+        try:
+            info = dataset.get_data_info(i)
+            labels.append(info['gt_label'])
+        except (AttributeError, KeyError):
+            raise ValueError(
+                f'{type(dataset).__name__} gives no gt_label by '
+                'get_data_info: use a dataset of MMPretrain, such as '
+                'CustomDataset.') from None
+        names.append(str(info.get('img_path', i)))
+        if 'img' not in info and '://' not in names[-1]:
+            files.append(i)
+    if np.ndim(labels[0]) == 0:
+        return names, np.asarray(labels, np.int64), files
+    classes = len(dataset.metainfo['classes'])  # lists of classes per image
+    scores = np.zeros((len(labels), classes), np.float32)
+    for row, label in enumerate(labels):
+        scores[row, label] = 1
+    return names, scores, files
+
+
+def readable(names: list[str], files: list[int], split: str,
+             skip_bad: bool) -> np.ndarray:
+    """Indices of the samples whose images can be read.
+
+    Several processes share the work.
+
+    Raises:
+        ValueError: If some cannot, and are not to be left out.
+    """
+    rank, world = get_dist_info()
+    bad = set(itertools.chain(*all_gather_object(
+        unreadable(names[i] for i in files[rank::world]))))
+    left = [i for i, name in enumerate(names) if name not in bad]
+    if bad:
+        told = (f'{len(names) - len(left)} of {len(names)} images of '
+                f'{split!r} cannot be read: {some(sorted(bad))}')
+        if not skip_bad or not left:
+            raise ValueError(f'{told}; remove them, or leave them out with '
+                             '--skip-bad.')
+        if rank == 0:
+            print(f'{told}; left out.')
+    return np.asarray(left)
+
+
+class Rows(Dataset):
+    """Chosen samples of a dataset, errors with the name of the image.
+
+    Of an augmented view, what is random depends on its number and the row
+    alone, so that every order and share of the work gives the same.
+    """
+
+    def __init__(self, dataset: BaseDataset, chosen: np.ndarray,
+                 names: list[str], view: int | None, seed: int) -> None:
+        self.dataset, self.chosen, self.names = dataset, chosen, names
+        self.view, self.seed = view, seed
+
+    def __getitem__(self, row: int) -> dict:
+        index = int(self.chosen[row])
+        chance = (nullcontext() if self.view is None else
+                  _seeded(self.seed, self.view, row))
+        try:
+            with chance:
+                sample = self.dataset[index]
+        except (OSError, ValueError, SyntaxError, AttributeError) as error:
+            # cv2 gives None for what it cannot read: an AttributeError later
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise ValueError(
+                f'{self.names[row]!r} cannot be read ({lines[0][:160]}): '
+                'remove or replace it.') from None
+        return sample
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Fixed random numbers of Python, numpy and torch; others afterwards."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
