@@ -10,7 +10,6 @@ lines 'path/of/image.jpg label' instead.
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 
 from gap_plugin.datasets import some
+from gap_plugin.probing import replacing
 from gap_plugin.timm_features import check_name, is_registered
 from image_data import KNOWN, Data, folder_data, known_data, listed_data
 
@@ -178,8 +178,8 @@ def read_data(args: argparse.Namespace) -> Data:
     return folder_data(root, args.out.resolve(), args.val_share, args.seed)
 
 
-def main() -> None:
-    """Write."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read a command line, that of the process by default."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,7 +209,29 @@ def main() -> None:
                         '<model>_<name of the data root>.py')
     parser.add_argument('--force', action='store_true',
                         help='overwrite existing files')
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def config_files(
+        args: argparse.Namespace) -> tuple[Data, dict[Path, str]]:
+    """The data, and the files to write: their paths and texts.
+
+    Raises:
+        ValueError: If the data cannot be trained on.
+    """
+    data = read_data(args)
+    return data, {**data.lists, args.out: write_config(args, data)}
+
+
+def make_config(args: argparse.Namespace) -> str:
+    """Write the files, and say what was written.
+
+    Args:
+        args: Flags of :func:`parse_args`.
+
+    Raises:
+        ValueError: If a flag or the data is wrong, or a file is there.
+    """
     check_name(args.model)
     if not args.checkpoint and not has_weights(args.model):
         if args.recipe == 'linear':
@@ -238,22 +260,26 @@ def main() -> None:
             raise ValueError(f'--checkpoint {str(args.checkpoint)!r} is not a '
                              'file.')
         args.checkpoint = str(args.checkpoint.resolve())
-    data = read_data(args)
-    files = {**data.lists, args.out: write_config(args, data)}
+    data, files = config_files(args)
     there = [str(path) for path in files if path.exists()]
     if there and not args.force:
         raise ValueError(f'{some(there)} exist: --force overwrites, --out '
                          'names another file.')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        part = path.with_name(f'{path.name}.part')
-        part.write_text(text)
-        os.replace(part, path)  # whole, or not there
+        with replacing(path) as temporary:
+            temporary.write_text(text)
     shown = '' if not data.classes else (
         f': {", ".join(data.classes[:5])}'
         f'{", ..." if len(data.classes) > 5 else ""}')
-    print(f'wrote {", ".join(map(str, files))}: {data.count} classes{shown}\n'
-          f'python tools/train.py {shlex.quote(str(args.out))}')
+    return (f'wrote {", ".join(map(str, files))}: {data.count} '
+            f'classes{shown}\n'
+            f'python tools/train.py {shlex.quote(str(args.out))}')
+
+
+def main() -> None:
+    """Write."""
+    print(make_config(parse_args()))
 
 
 if __name__ == '__main__':

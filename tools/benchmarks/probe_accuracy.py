@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
-from probe_cost import STOCK, TOOLS, run
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import paired
 from gap_plugin.probing import FeatureStore
+from probe_cost import STOCK, TOOLS, run
 
 
 def frozen_config(args: argparse.Namespace, path: Path, seed: int) -> None:
