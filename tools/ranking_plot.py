@@ -5,10 +5,13 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402, after the choice above
+import textalloc  # noqa: E402, after the choice above
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
-#: Points in the plot of the names that are written, beside the front's.
-LABELS = 30
+#: How many of the best are named after those on the front, as room allows.
+LABELS = 25
+COLOURS = ('tab:blue', 'tab:orange')
 
 
 def pareto(rows: list[dict]) -> list[dict]:
@@ -26,65 +29,56 @@ def plot(rows: list[dict], path: Path) -> None:
     """Draw networks as dots, whose area is their number of parameters.
 
     Args:
-        rows: With ``model``, ``accuracy`` (percent), ``images_per_s`` and
+        rows: With ``model``, ``accuracy``, ``metric``, ``images_per_s`` and
             ``params_m`` (millions); the best first.
         path: PNG file.
     """
     figure, axes = plt.subplots(figsize=(10, 6.5), layout='constrained')
     largest = max(row['params_m'] for row in rows)
-    areas = [20 + 600 * row['params_m'] / largest for row in rows]
+
+    def area(params: float) -> float:
+        return 20 + 500 * params / largest
+
     front = pareto(rows)
-    on_front = [row in front for row in rows]
-    x = [row['images_per_s'] for row in rows]
-    y = [row['accuracy'] for row in rows]
-    axes.scatter(x, y, areas, alpha=.55, linewidths=.8, edgecolors='white',
-                 c=['tab:orange' if one else 'tab:blue' for one in on_front])
-    axes.plot([row['images_per_s'] for row in front],
-              [row['accuracy'] for row in front], color='tab:orange',
-              linewidth=1.2, zorder=0, label='Pareto front')
+    x, y = ([row[key] for row in rows]
+            for key in ('images_per_s', 'accuracy'))
+    line = [[row[key] for row in front]
+            for key in ('images_per_s', 'accuracy')]
+    dots = axes.scatter(
+        x, y, [area(row['params_m']) for row in rows], alpha=.6,
+        linewidths=.8, edgecolors='white',
+        c=[COLOURS[row in front] for row in rows])
+    axes.plot(*line, color=COLOURS[True], linewidth=1.2, zorder=0,
+              label='Pareto front')
     axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter('{x:g}')
     axes.set_xlabel('images/s of the backbone (log scale)')
-    axes.set_ylabel(f'validation {rows[0]["metric"]} (%)')
-    axes.set_title('Linear probe of frozen backbones')
-    axes.grid(alpha=.3, which='both', linewidth=.5)
-    axes.margins(x=.12, y=.12)
-    for size in (largest, largest / 4):
-        axes.scatter([], [], 20 + 600 * size / largest, c='tab:blue',
-                     alpha=.55, label=f'{size:.3g} M parameters')
-    axes.legend(loc='best', labelspacing=1.1, borderpad=.9)
-    shown = [row for i, row in enumerate(rows)
-             if on_front[i] or i < LABELS]
-    _label(figure, axes, shown)
+    axes.set_ylabel(f'{rows[0]["metric"]} on the validation split')
+    axes.set_title('Linear probes of frozen backbones')
+    axes.grid(alpha=.3, linewidth=.5)
+    room = 1.7 * (max(x) / min(x)) ** .1
+    axes.set_xlim(min(x) / room, max(x) * room)
+    room = .5 + .1 * (max(y) - min(y))
+    axes.set_ylim(min(y) - room, max(y) + room)
+    for share in (1, .25):
+        params = largest * share
+        axes.scatter([], [], area(params), c=COLOURS[False], alpha=.6,
+                     label=f'{params:.3g} M parameters')
+    figure.legend(loc='outside lower center', ncols=3, frameon=False)
+    named = sorted((i for i, row in enumerate(rows)
+                    if i < LABELS or row in front),
+                   key=lambda i: rows[i] not in front)
+    figure.draw_without_rendering()  # the layout, ahead of the names
+    textalloc.allocate(
+        axes, [x[i] for i in named], [y[i] for i in named],
+        [rows[i]['model'] for i in named], scatter_plot=dots,
+        x_scatter=x, y_scatter=y, x_lines=[line[0]], y_lines=[line[1]],
+        textsize=8, linecolor='grey', linewidth=.5, margin=.004,
+        min_distance=.01, max_distance=.3, nbr_candidates=600,
+        avoid_label_lines_overlap=True, avoid_crossing_label_lines=True,
+        draw_all=False)
     # by name of the format: the file is put in its place afterwards
     figure.savefig(path, dpi=150, format='png')
     plt.close(figure)
-
-
-def _label(figure: plt.Figure, axes: plt.Axes, rows: list[dict]) -> None:
-    """Write names where they hide neither each other nor leave the plot."""
-    figure.canvas.draw()
-    inside = axes.get_window_extent()
-    legend = axes.get_legend().get_window_extent()
-    taken = [legend]
-    for row in rows:
-        for dx, dy, side in _PLACES:
-            text = axes.annotate(
-                row['model'], (row['images_per_s'], row['accuracy']),
-                xytext=(dx, dy), textcoords='offset points', fontsize=8,
-                ha=side, va='center',
-                arrowprops=dict(arrowstyle='-', linewidth=.4, alpha=.5)
-                if max(abs(dx), abs(dy)) > 12 else None)
-            box = text.get_window_extent().padded(1)
-            fits = (inside.x0 <= box.x0 and box.x1 <= inside.x1
-                    and inside.y0 <= box.y0 and box.y1 <= inside.y1)
-            if fits and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            text.remove()
-
-
-#: Offsets in points and alignment of a name, the nearest first.
-_PLACES = [(dx, dy, side) for radius in (8, 16, 28, 42)
-           for dy in (0, radius, -radius)
-           for dx, side in ((radius, 'left'), (-radius, 'right'))] + [
-               (0, dy, 'center') for dy in (14, -14, 30, -30)]
