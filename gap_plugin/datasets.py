@@ -1,5 +1,6 @@
 """Data that comes in a package, and files of images that do not open."""
 
+import itertools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,8 +76,13 @@ def unreadable(paths: Iterable[str | Path]) -> list[str]:
     All of a file is read, without the cost of all its pixels: of a PNG its
     check sums, of a JPEG an image of an eighth of the size.
     """
+    bad: list[str] = []
+    paths = iter(paths)
     with ThreadPoolExecutor() as pool:
-        return [bad for bad in pool.map(_unreadable, paths) if bad]
+        # by parts: all that is submitted is held in memory
+        while part := list(itertools.islice(paths, 4096)):
+            bad += filter(None, pool.map(_unreadable, part))
+    return bad
 
 
 def _unreadable(path: str | Path) -> str | None:
@@ -85,9 +91,11 @@ def _unreadable(path: str | Path) -> str | None:
             if image.format == 'PNG':
                 image.verify()
             else:
-                image.draft('L', (image.width // 8, image.height // 8))
+                image.draft('L', (max(image.width // 8, 1),
+                                  max(image.height // 8, 1)))
                 image.load()
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError,
+            Image.DecompressionBombError):
         return str(path)
     return None
 

@@ -1,6 +1,8 @@
 """A probe on stored features is the training of the frozen network."""
 
 import copy
+import csv
+import functools
 import random
 import re
 import subprocess
@@ -16,6 +18,8 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS
 from test_probing import DIGITS, build
 
 from gap_plugin.probing import (
@@ -108,6 +112,36 @@ def test_the_stock_test_tool_reports_what_the_probe_reported(tmp_path):
                 tmp_path, '--epochs', 5, '--freeze')
     assert 'image/s' not in text
     assert f'accuracy/top1 {reported}' in text
+
+
+def test_the_tool_tells_all_results_in_one_table(tmp_path):
+    text = tool(ROOT / 'tools' / 'linear_probe.py', DIGITS, '--work-dir',
+                tmp_path, '--epochs', 3, '--freeze', '--lr', 1e-4, 1e-2,
+                '--weight-decay', 0, 0.05, '--knn', 5, 20, '--shots', 2,
+                '--views', 2, '--test')
+    assert 'the test images are the validation images' in text
+    assert {p.name for p in (tmp_path / 'features').iterdir()} == {
+        'train', 'val', 'test', 'view_0', 'view_1'}
+    with open(tmp_path / 'linear_probe.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    by = {key: [row for row in rows if (row['method'], row['split']) == key]
+          for key in (('probe', 'val'), ('probe', 'test'), ('k-NN', 'val'),
+                      ('few-shot', 'val'))}
+    assert [len(found) for found in by.values()] == [4, 1, 2, 1]
+    assert {(row['lr'], row['weight_decay']) for row in
+            by['probe', 'val']} == {
+                (lr, decay) for lr in ('0.0001', '0.01')
+                for decay in ('0.0', '0.05')}
+    (kept, ) = [row for row in by['probe', 'val'] if row['kept'] == 'True']
+    assert float(kept['value']) == max(
+        float(row['value']) for row in by['probe', 'val'])
+    # of one and the same images
+    assert float(by['probe', 'test'][0]['value']) == pytest.approx(
+        float(kept['value']), abs=1e-3)
+    assert [row['k'] for row in by['k-NN', 'val']] == ['5', '20']
+    for row in rows:
+        assert re.search(rf'{row["method"]} .*{float(row["value"]):.6g}',
+                         text), row
 
 
 def test_a_backbone_that_is_trained_is_refused_and_explained(tmp_path):
@@ -341,13 +375,14 @@ def test_whole_batches_are_evaluated_as_the_host_does(tmp_path, kind):
     _, val = small_stores(tmp_path)
     model, _ = build(SIXTEEN)
     short = probe_model(model).eval()
-    evaluator = build_evaluator(metrics, short.head, val.labels)
+    evaluator = build_evaluator(metrics, short, val.labels)
     assert (type(evaluator) is WholeBatches) is whole
     found = []
     for evaluate, rows in ((evaluator, whole), (Evaluator(metrics), False)):
         evaluate.dataset_meta = dict(classes='abc')
         for _ in range(2):  # an epoch leaves nothing to the next one
-            for batch in feature_loader([val], {}, rows, 10):
+            # the last batch has one row
+            for batch in feature_loader([val], {}, rows, 47):
                 evaluate.process(short.val_step(batch), batch)
             found.append(evaluate.evaluate(len(val)))
     assert 'accuracy/top1' in found[0]
@@ -379,7 +414,7 @@ def test_the_best_setting_on_the_validation_split_is_kept(tmp_path):
     train, val = small_stores(tmp_path)
     model, cfg = build(SIXTEEN)
     torch.manual_seed(0)
-    settings = grid(cfg, [1e-9, 1e-2, 1e38], [0., 0.1])
+    settings = grid([1e-9, 1e-2, 1e38], [0., 0.1])
     assert list(settings) == [
         f'lr={lr},weight_decay={d}' for lr in ('1e-09', '0.01', '1e+38')
         for d in ('0', '0.1')]
@@ -387,6 +422,7 @@ def test_the_best_setting_on_the_validation_split_is_kept(tmp_path):
                    metainfo=dict(classes='abc'), settings=settings, test=val)
     values = {(row['lr'], row['weight_decay']): row for row in result.table}
     assert len(values) == 6
+    assert np.isnan(values[1e38, 0.1]['value'])
     (kept, ) = [row for row in result.table if row['kept']]
     assert kept['lr'] == 1e-2
     assert kept['value'] > values[1e-9, 0.]['value'] + 10
@@ -403,24 +439,100 @@ def test_the_best_setting_on_the_validation_split_is_kept(tmp_path):
               metainfo={}, settings=settings)
 
 
-def test_settings_killed_go_on_to_the_same_table(tmp_path):
+@pytest.mark.parametrize('dropout', [0., 0.5])
+def test_settings_killed_go_on_to_the_same_table(tmp_path, dropout):
     train, val = small_stores(tmp_path)
     results = []
+    options = {**SIXTEEN, 'model.head': dict(
+        SIXTEEN['model.head'], dropout=dropout)}
     for name, epochs in (('whole', [6]), ('cut', [3, 6])):
         for until in epochs:
-            model, cfg = build(SIXTEEN)
+            model, cfg = build(options)
             if until == 3:  # cut off: its checkpoints are those of 6 epochs
                 cfg.custom_hooks = [dict(type=_Cut, at=3)]
             try:
                 results.append(probe(
                     model, cfg, train, val, epochs=6,
                     work_dir=tmp_path / name, metainfo=dict(classes='abc'),
-                    settings=grid(cfg, [1e-4, 1e-2], None), resume=True,
+                    settings=grid([1e-4, 1e-2], None), resume=True,
                     keep_every=0))
             except KeyboardInterrupt:
                 assert until == 3
     assert len(results) == 2
     assert results[0] == results[1]
+
+
+def test_settings_that_are_not_given_are_the_optimisers_own(tmp_path):
+    train, val = small_stores(tmp_path)
+    for optimizer, given in ((dict(type='Rprop', lr=1e-3), None),
+                             (dict(type='Adam'), None),
+                             (dict(type='Adam'), [1e-3, 1e-2])):
+        model, cfg = build(SIXTEEN)
+        cfg.optim_wrapper.optimizer = optimizer
+        result = probe(model, cfg, train, val, epochs=1,
+                       work_dir=tmp_path / 'w', metainfo={},
+                       settings=grid(given, None))
+        assert 'weight_decay' not in result.setting
+        assert len(result.table) == (2 if given else 1)
+        assert ('lr' in result.setting) is ('lr' in optimizer
+                                            or bool(given))
+
+
+@MODELS.register_module()
+class _OwnLoss(ImageClassifier):
+
+    def loss(self, inputs, data_samples):
+        found = super().loss(inputs, data_samples)
+        return dict(found, own_loss=0 * found['loss'] + 7.)
+
+
+@pytest.mark.parametrize('settings', [None, [1e-3, 1e-2]])
+def test_a_classifier_with_a_loss_of_its_own_keeps_it(tmp_path, settings):
+    train, val = small_stores(tmp_path)
+    model, cfg = build({**SIXTEEN, 'model.type': '_OwnLoss'})
+    probe(model, cfg, train, val, epochs=1, work_dir=tmp_path / 'w',
+          metainfo={}, settings=grid(settings, None))
+    (log, ) = (tmp_path / 'w').glob('*/vis_data/scalars.json')
+    assert '"own_loss": 7.0' in log.read_text()
+
+
+def test_another_width_is_named(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = build({**SIXTEEN, 'model.neck': [
+        dict(type='GAPNeck'), dict(type='BNNeck', in_channels=20)]})
+    with pytest.raises(ValueError, match='BNNeck has in_channels=20, but .* '
+                       'gives 16'):
+        probe(model, cfg, train, val, epochs=1, work_dir=tmp_path / 'w',
+              metainfo={})
+
+
+def test_views_of_other_images_are_refused(tmp_path):
+    views = small_stores(tmp_path)
+    for i, view in enumerate(views):
+        view.fingerprint['data'] = str(i)
+    model, cfg = build(SIXTEEN)
+    with pytest.raises(ValueError, match='views are not of the same images'):
+        probe(model, cfg, views, None, epochs=1, work_dir=tmp_path / 'w',
+              metainfo={})
+
+
+@pytest.mark.parametrize('change, field', [
+    ({'train_dataloader.batch_size': 16}, 'train_dataloader'),
+    ({'param_scheduler': None}, 'param_scheduler'),
+    ({'model.head.loss': dict(type='LabelSmoothLoss',
+                              label_smooth_val=.1)}, 'model')])
+def test_a_probe_of_other_settings_is_not_gone_on_with(tmp_path, change,
+                                                       field):
+    train, val = small_stores(tmp_path)
+    for options in ({}, change):
+        model, cfg = build({**SIXTEEN, **options})
+        run = functools.partial(
+            probe, model, cfg, train, val, epochs=1, metainfo={},
+            work_dir=tmp_path / 'w', resume=True)
+        if not options:
+            run()
+    with pytest.raises(ValueError, match=f'of another probe: .*{field}'):
+        run()
 
 
 class _Cut(Hook):
@@ -441,7 +553,7 @@ class _Cut(Hook):
     ([1e-3, 1e-3], None, 'given twice')])
 def test_wrong_settings_are_named(rates, decays, message):
     with pytest.raises(ValueError, match=message):
-        grid(Config.fromfile(DIGITS), rates, decays)
+        grid(rates, decays)
 
 
 def test_knn_and_few_shot(tmp_path):

@@ -22,6 +22,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from gap_plugin.datasets import unreadable
 from gap_plugin.probing import (
     FeatureStore,
     StoreWriter,
@@ -315,6 +316,14 @@ def test_what_cannot_be_stored_is_refused_ahead_of_the_pass(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('size', [(3, 5), (7, 900)])
+@pytest.mark.parametrize('kind', ['jpg', 'png', 'bmp'])
+def test_small_images_are_readable(tmp_path, size, kind):
+    path = tmp_path / f'a.{kind}'
+    Image.new('RGB', size).save(path)
+    assert unreadable([path]) == []
+
+
 def folder_of_images(root, bad):
     for label in 'ab':
         (root / label).mkdir(parents=True)
@@ -378,6 +387,15 @@ def test_an_image_that_breaks_off_is_named_ahead_or_left_out(tmp_path,
     shutil.copy(tmp_path / 'd' / 'b' / '1.png', tmp_path / 'd' / 'b' / 'n.png')
     with pytest.raises(ValueError, match='rows 8 against 9 now'):
         extract(*build(options), 'val', tmp_path / 'val', skip_bad=True)
+    monkeypatch.undo()
+    # one that is mended comes back by force, whatever else is bad
+    whole = tmp_path / 'd' / 'b' / '2.png'
+    shutil.copy(whole, tmp_path / 'd' / 'b' / '1.jpg')
+    whole.write_bytes(b'no image')
+    store = extract(*build(options), 'val', tmp_path / 'val', skip_bad=True,
+                    force=True)
+    assert [s[-7:] for s in store.sample_ids[4:]] == [
+        'b/0.png', 'b/1.jpg', 'b/1.png', 'b/3.png', 'b/n.png']
 
 
 def test_an_image_that_breaks_in_the_pass_is_named(tmp_path, monkeypatch):

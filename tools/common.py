@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.dist import init_dist
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from mmpretrain.registry import MODELS
@@ -134,7 +135,9 @@ def build_classifier(cfg: Config, args: argparse.Namespace) -> nn.Module:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    init_cpu_group(args.launcher)
+    if args.launcher != 'none' and not init_cpu_group(args.launcher):
+        init_dist(args.launcher, **(cfg.get('env_cfg') or {}).get(
+            'dist_cfg', {}))
     # what the config leaves to chance is the same in every run
     torch.manual_seed((cfg.get('randomness') or {}).get('seed') or 0)
     model = MODELS.build(cfg.model)

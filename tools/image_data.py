@@ -50,8 +50,12 @@ class Data:
     lists: dict[Path, str] = field(default_factory=dict)
 
 
-def images_by_class(root: Path) -> dict[str, list[Path]]:
+def images_by_class(root: Path, read: bool) -> dict[str, list[Path]]:
     """Images of each class folder, as MMPretrain's ``CustomDataset`` finds.
+
+    Args:
+        root: Where the class folders are.
+        read: Whether files that cannot be read are refused.
 
     Raises:
         ValueError: If a class has none, or a file cannot be read.
@@ -72,7 +76,8 @@ def images_by_class(root: Path) -> dict[str, list[Path]]:
     if empty:
         raise ValueError(f'no images in {some(empty)} under {str(root)!r}: '
                          'fill or remove the folders.')
-    refuse_unreadable(p for paths in found.values() for p in paths)
+    if read:
+        refuse_unreadable(p for paths in found.values() for p in paths)
     return found
 
 
@@ -88,8 +93,16 @@ def refuse_unreadable(paths: Iterable[Path]) -> None:
                          f'{some(bad)}; remove or replace them.')
 
 
-def folder_data(root: Path, out: Path, share: float, seed: int) -> Data:
+def folder_data(root: Path, out: Path, share: float, seed: int,
+                read: bool) -> Data:
     """A folder of class folders, split already or not.
+
+    Args:
+        root: The folder.
+        out: Of the config, beside which lists are written.
+        share: Of each class that is held out.
+        seed: Of the split.
+        read: Whether files that cannot be read are refused.
 
     Raises:
         ValueError: If it cannot be trained on.
@@ -104,7 +117,7 @@ def folder_data(root: Path, out: Path, share: float, seed: int) -> Data:
         if hidden:
             raise ValueError(f'{some(hidden)} under {str(root)!r} would '
                              'count as classes: remove the hidden folders.')
-        sides = {s: images_by_class(root / s) for s in ('train', 'val')}
+        sides = {s: images_by_class(root / s, read) for s in ('train', 'val')}
         names = sorted(sides['train'])
         differing = sorted(set(sides['train']) ^ set(sides['val']))
         if differing:
@@ -116,7 +129,7 @@ def folder_data(root: Path, out: Path, share: float, seed: int) -> Data:
                       data_prefix=side, classes=names) for side in sides]
         return Data(names, len(names), *parts,
                     size=sum(map(len, sides['train'].values())))
-    found = images_by_class(root)
+    found = images_by_class(root, read)
     names = sorted(found)
     _refuse_one_class(names, root)
     few = [name for name in names if len(found[name]) < 2]

@@ -91,12 +91,16 @@ def other_rows(args: argparse.Namespace, stores: dict[str, FeatureStore],
 
 
 def probe_rows(result: ProbeResult) -> list[dict]:
-    """Results of the probe."""
-    rows = [dict(row, method='probe', split='val') for row in result.table]
-    kept = next((row for row in rows if row['kept']), {})
-    return rows + [
-        dict(kept, split='test', metric=metric, value=value)
-        for metric, value in result.test_metrics.items()]
+    """Results of the probe: of every setting, and all of the kept one."""
+    kept = dict(method='probe', kept=True, **result.setting)
+    table = [dict(row, method='probe', split='val') for row in result.table]
+    chosen_by = table[0]['metric'] if table else None
+    return table + [
+        dict(kept, split=split, metric=metric, value=value)
+        for split, metrics in (('val', result.metrics),
+                               ('test', result.test_metrics))
+        for metric, value in metrics.items()
+        if split == 'test' or metric != chosen_by]
 
 
 def show(rows: list[dict], path: Path) -> None:
@@ -134,7 +138,7 @@ def main() -> None:
         check_frozen(model)
     work_dir = Path(cfg.work_dir)
     splits = dict(train=True, val=not args.no_validate, test=args.test)
-    settings = grid(cfg, args.lr, args.weight_decay)
+    settings = grid(args.lr, args.weight_decay)
     stores = extract_splits(
         model, cfg, args, [split for split, used in splits.items() if used])
     seed = (cfg.get('randomness') or {}).get('seed') or 0
@@ -157,7 +161,8 @@ def main() -> None:
         print('the test images are the validation images: what was chosen by '
               'them is no figure of unseen data.')
     metrics = result.metrics
-    told = ', '.join(f'{name} {value:.4f}' for name, value in metrics.items())
+    told = ', '.join(f'{name} {value:.4f}' if isinstance(value, float) else
+                     f'{name} {value}' for name, value in metrics.items())
     print(f'{path}: {told or "not validated"}')
 
 

@@ -157,8 +157,12 @@ def has_weights(name: str) -> bool:
     return cfg is None or cfg.has_weights  # None: a former name
 
 
-def read_data(args: argparse.Namespace) -> Data:
+def read_data(args: argparse.Namespace, read: bool) -> Data:
     """The dataset that the flags describe.
+
+    Args:
+        args: Flags of :func:`parse_args`.
+        read: Whether files that cannot be read are refused.
 
     Raises:
         ValueError: If it cannot be trained on.
@@ -175,7 +179,8 @@ def read_data(args: argparse.Namespace) -> Data:
         names = args.classes and args.classes.read_text().split('\n')
         names = names and [n.strip() for n in names if n.strip()]
         return listed_data(root, args.train_list, args.val_list, names)
-    return folder_data(root, args.out.resolve(), args.val_share, args.seed)
+    return folder_data(root, args.out.resolve(), args.val_share, args.seed,
+                       read)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -212,14 +217,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def config_files(
-        args: argparse.Namespace) -> tuple[Data, dict[Path, str]]:
+def config_files(args: argparse.Namespace, read: bool = True
+                 ) -> tuple[Data, dict[Path, str]]:
     """The data, and the files to write: their paths and texts.
+
+    Args:
+        args: Flags of :func:`parse_args`.
+        read: As in :func:`read_data`.
 
     Raises:
         ValueError: If the data cannot be trained on.
     """
-    data = read_data(args)
+    data = read_data(args, read)
     return data, {**data.lists, args.out: write_config(args, data)}
 
 

@@ -18,6 +18,7 @@ import csv
 import fnmatch
 import hashlib
 import json
+import math
 import multiprocessing
 import re
 import statistics
@@ -35,8 +36,10 @@ import timm
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 from torch import nn
 
+import gap_plugin
 import make_config
 from common import build_classifier
 from gap_plugin.compat import versions
@@ -48,7 +51,12 @@ from gap_plugin.probing.images import (
     readable,
 )
 from gap_plugin.timm_features import check_name
-from ranking_plot import pareto, plot
+
+try:
+    from ranking_plot import pareto, plot
+except ImportError as error:
+    sys.exit(f'rank_backbones.py draws with {error.name}, which is missing: '
+             'pip install -e ".[probe]"')
 
 COLUMNS = ('model', 'accuracy', 'metric', 'images_per_s', 'pareto',
            'params_m', 'features', 'img_size', 'lr', 'weight_decay', 'epoch',
@@ -139,7 +147,7 @@ def base_config(args: argparse.Namespace) -> Config:
         path = args.out / 'config.py'
         _, files = make_config.config_files(make_config.parse_args([
             'resnet18', '--data-root', str(args.data_root), '--out',
-            str(path), '--recipe', 'linear']))
+            str(path), '--recipe', 'linear']), read=False)
         for name, text in files.items():
             with replacing(name) as temporary:
                 temporary.write_text(text)
@@ -160,31 +168,66 @@ def base_config(args: argparse.Namespace) -> Config:
     for split in SPLITS:
         cfg[f'{split}_dataloader'].setdefault(
             'collate_fn', dict(type='default_collate'))
-    if not any(step['type'] == 'TimmTestTransform' for step in
-               cfg.test_dataloader.dataset.get('pipeline', [])):
+    if 'TimmTestTransform' not in str(loader_config(cfg, 'val')):
         print('the test pipeline has no TimmTestTransform: it is the same '
               'for all networks.')
     return cfg
 
 
-def check_data(cfg: Config, skip_bad: bool) -> str:
+def check_data(cfg: Config, skip_bad: bool) -> tuple[str, set[str]]:
     """Refuse data that no network could be probed on.
 
     Returns:
-        What stands for the data.
+        What stands for the data, and images that are to be left out.
 
     Raises:
         ValueError: If images cannot be read, or a split is empty.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     digest = hashlib.blake2b(digest_size=16)
+    bad: set[str] = set()
     for split in SPLITS:
         names, labels, files = data_list(
             build_dataset(loader_config(cfg, split), split))
-        left = readable(names, files, split, skip_bad)
+        left = set(readable(names, files, split, skip_bad).tolist())
+        bad.update(name for i, name in enumerate(names) if i not in left)
         digest.update(json.dumps(
-            [[names[i], labels[i].tolist()] for i in left]).encode())
-    return digest.hexdigest()
+            [[names[i], labels[i].tolist()] for i in sorted(left)]).encode())
+    return digest.hexdigest(), bad
+
+
+def weights_file(name: str, folder: Path) -> Path:
+    """A network's file of weights in a folder.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    files = [folder / f'{name}{suffix}'
+             for suffix in ('.safetensors', '.pth', '.bin')]
+    there = [path for path in files if path.is_file()]
+    if not there:
+        raise ValueError(f'{str(folder)!r} has no {files[0].name} and no '
+                         f'{files[1].name}.')
+    return there[0]
+
+
+def measured_by(name: str, base: Config, data: str,
+                args: argparse.Namespace) -> dict:
+    """What the figures of a network depend on."""
+    weights: object = 'none' if args.no_pretrained else 'hub'
+    if args.weights:
+        try:
+            found = weights_file(name, args.weights).stat()
+            weights = [found.st_size, found.st_mtime_ns]
+        except ValueError:
+            weights = None
+    return dict(
+        config=base.pretty_text, data=data, weights=weights,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available()
+        else f'{torch.get_num_threads()} CPU threads',
+        versions=dict(versions(), gap_plugin=gap_plugin.__version__),
+        **{key: str(getattr(args, key)) for key in
+           ('epochs', 'lr', 'weight_decay', 'amp', 'timing_batch')})
 
 
 def config_of(name: str, base: Config, args: argparse.Namespace) -> Config:
@@ -198,25 +241,21 @@ def config_of(name: str, base: Config, args: argparse.Namespace) -> Config:
         model_name=name, frozen_stages='all',
         pretrained=not (args.no_pretrained or args.weights))
     if args.weights:
-        files = [args.weights / f'{name}{suffix}'
-                 for suffix in ('.safetensors', '.pth', '.bin')]
-        there = [path for path in files if path.is_file()]
-        if not there:
-            raise ValueError(f'{str(args.weights)!r} has no {files[0].name} '
-                             f'and no {files[1].name}.')
-        cfg.model.backbone.checkpoint_path = str(there[0])
+        cfg.model.backbone.checkpoint_path = str(
+            weights_file(name, args.weights))
     return cfg
 
 
-def speed(model: nn.Module, batch: int, amp: bool) -> tuple[float, int]:
+def speed(model: nn.Module, cfg: Config, batch: int,
+          amp: bool) -> tuple[float, int]:
     """Images/s of the backbone on random pixels, and their side.
 
-    The median over the batches of three seconds, after a warm-up.
+    Images are as large as those of the validation split. The median over the
+    batches of three seconds, after a warm-up.
     """
-    source = model.backbone.data_source
-    size = source.settings(test=True).size
+    shape = build_dataset(loader_config(cfg, 'val'), 'val')[0]['inputs'].shape
     device = next(model.parameters()).device
-    x = torch.randn(batch, source.in_channels, *size, device=device)
+    x = torch.randn(batch, *shape, device=device)
     model.eval()
     times: list[float] = []
     end = time.perf_counter() + 3.
@@ -228,27 +267,35 @@ def speed(model: nn.Module, batch: int, amp: bool) -> tuple[float, int]:
             if device.type == 'cuda':
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    return batch / statistics.median(times), size[-1]
+    return batch / statistics.median(times), shape[-1]
 
 
-def rank_one(name: str, folder: Path, base: Config,
+def rank_one(name: str, folder: Path, base: Config, bad: set[str],
              args: argparse.Namespace) -> dict:
-    """All figures of one network."""
+    """All figures of one network.
+
+    Raises:
+        ValueError: If it cannot be probed.
+    """
     start = time.perf_counter()
+    if base.get('custom_imports'):  # in this process, too
+        import_modules_from_strings(**base.custom_imports)
     cfg = config_of(name, base, args)
     model = build_classifier(cfg, argparse.Namespace(
         cfg_options=None, launcher='none', checkpoint=None))
     stores = {
         split: extract(model, cfg, split, folder / 'features' / split,
-                       amp=args.amp, skip_bad=args.skip_bad, force=True)
+                       amp=args.amp, force=True, bad=bad)
         for split in SPLITS}
     result = probe(
         model, cfg, stores['train'], stores['val'], epochs=args.epochs,
         work_dir=folder / 'probe',
         metainfo=stores['train'].description['metainfo'],
-        settings=grid(cfg, args.lr, args.weight_decay))
+        settings=grid(args.lr, args.weight_decay))
     (kept, ) = [row for row in result.table if row['kept']]
-    rate, side = speed(model, args.timing_batch, args.amp)
+    if not math.isfinite(kept['value']):
+        raise ValueError('the probe has diverged: try smaller --lr.')
+    rate, side = speed(model, cfg, args.timing_batch, args.amp)
     parameters = sum(p.numel() for p in model.backbone.parameters())
     return dict(
         model=name, accuracy=kept['value'], metric=kept['metric'],
@@ -270,7 +317,7 @@ def logged(log: Path, work: Callable, *args: object) -> dict:
             raise
 
 
-def isolated(name: str, folder: Path, base: Config,
+def isolated(name: str, folder: Path, base: Config, bad: set[str],
              args: argparse.Namespace) -> dict:
     """The figures of a network from a process of its own.
 
@@ -284,7 +331,8 @@ def isolated(name: str, folder: Path, base: Config,
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(
             1, multiprocessing.get_context('spawn')) as pool:
-        future = pool.submit(logged, log, rank_one, name, folder, base, args)
+        future = pool.submit(logged, log, rank_one, name, folder, base, bad,
+                             args)
         problem = future.exception()
     if problem is None:
         return future.result()
@@ -330,25 +378,22 @@ def main() -> None:
     """Rank."""
     args = parse_args()
     warnings.simplefilter('ignore')
-    names = chosen_models(args.models, not args.no_pretrained)
+    names = chosen_models(args.models,
+                          not args.no_pretrained and not args.weights)
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     base = base_config(args)
-    grid(base, args.lr, args.weight_decay)  # refuses what is out of range
-    made_by = dict(
-        config=base.pretty_text, data=check_data(base, args.skip_bad),
-        versions=versions(), **{
-            key: str(getattr(args, key)) for key in (
-                'epochs', 'lr', 'weight_decay', 'amp', 'no_pretrained',
-                'weights', 'timing_batch')})
+    grid(args.lr, args.weight_decay)  # refuses what is out of range
+    data, bad = check_data(base, args.skip_bad)
     rows = []
     for i, name in enumerate(names, 1):
         folder = args.out / 'networks' / re.sub(r'[^\w.-]', '_', name)
         known = folder / 'result.json'
         found = json.loads(known.read_text()) if known.is_file() else {}
+        made_by = measured_by(name, base, data, args)
         again = args.force or found.get('made_by') != made_by
         if again:
-            row = isolated(name, folder, base, args)
+            row = isolated(name, folder, base, bad, args)
             if 'error' not in row:  # what fails is tried again next time
                 with replacing(known) as path:
                     path.write_text(json.dumps(dict(
@@ -374,5 +419,5 @@ def main() -> None:
 if __name__ == '__main__':
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f'{Path(__file__).name}: {error}')

@@ -100,6 +100,13 @@ class BNNeck(BaseModule):
         """
         if isinstance(feats, (list, tuple)):
             return (self.forward(feats[-1]), )
+        self.check(feats)
+        # BatchNorm1d takes (N, C, L): one class for vectors and maps
+        return self.bn(feats.flatten(2) if feats.ndim > 2 else feats
+                       ).view(feats.shape)
+
+    def check(self, feats: torch.Tensor) -> None:
+        """Refuse what cannot be normalised, as :meth:`forward` does."""
         check_width(self, feats, self.in_channels)
         # SyncBatchNorm, which may stand here instead, counts all processes
         if (self.bn.training and isinstance(self.bn, nn.BatchNorm1d)
@@ -108,6 +115,3 @@ class BNNeck(BaseModule):
                 'BNNeck cannot train on a batch of one, whose variance is 0: '
                 'use batch_size >= 2, and drop_last=True in the dataloader '
                 'if the last batch has one.')
-        # BatchNorm1d takes (N, C, L): one class for vectors and maps
-        return self.bn(feats.flatten(2) if feats.ndim > 2 else feats
-                       ).view(feats.shape)

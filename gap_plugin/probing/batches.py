@@ -37,17 +37,18 @@ class FeatureBatches(Dataset):
     def __getitem__(self, rows: np.ndarray) -> dict[str, Any]:
         view, rows = rows[0] // len(self), rows % len(self)
         features = np.take(self.features[view], rows, axis=0)
-        samples = ([_sample(self.labels[rows])] if self.whole else
-                   [self._samples[row] for row in rows])
+        samples = ([_sample(self.labels[rows], whole=True)] if self.whole
+                   else [self._samples[row] for row in rows])
         return dict(inputs=torch.from_numpy(features).float(),
                     data_samples=samples)
 
 
-def _sample(label: torch.Tensor) -> DataSample:
+def _sample(label: torch.Tensor, whole: bool = False) -> DataSample:
     """Labels as a data sample: class indices, or the scores of one row."""
+    sample = DataSample(metainfo=dict(whole=whole))
     if label.is_floating_point():
-        return DataSample().set_gt_score(label)
-    return DataSample().set_gt_label(label.reshape(-1))
+        return sample.set_gt_score(label)
+    return sample.set_gt_label(label.reshape(-1))
 
 
 class _RowBatches(Sampler):

@@ -2,52 +2,52 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from torch import nn
 
-from .evaluation import build_evaluator, predictions
-from .fused import Product, behind, is_linear
+from .evaluation import build_evaluator, of_whole_batch, whole_predictions
+from .fused import Product, behind
 
 
-def grid(cfg: Config, rates: Sequence[float] | None,
+def grid(rates: Sequence[float] | None,
          decays: Sequence[float] | None) -> dict[str, dict[str, float]]:
     """All pairs of learning rates and weight decays.
 
     Args:
-        cfg: The config, whose value stands for a list that is None.
-        rates: Learning rates, positive.
-        decays: Weight decays, 0 or more.
+        rates: Learning rates, positive; None for that of the config.
+        decays: Weight decays, 0 or more; None likewise.
 
     Returns:
-        Name -> ``lr`` and ``weight_decay``.
+        Name -> ``lr`` and ``weight_decay``, as far as given.
 
     Raises:
         ValueError: If a value is out of its range, or given twice.
     """
-    own = cfg.optim_wrapper.optimizer
-    rates = rates or [own.lr]
-    decays = decays if decays else [own.get('weight_decay', 0.)]
-    for name, values, fits in (
-            ('learning rate', rates, lambda v: v > 0),
-            ('weight decay', decays, lambda v: v >= 0)):
+    lists = {key: values for key, values in
+             dict(lr=rates, weight_decay=decays).items() if values}
+    for key, values in lists.items():
         for value in values:
-            if not (fits(value) and value < float('inf')):
-                raise ValueError(f'{value} is no {name}: learning rates are '
-                                 'above 0, weight decays 0 at least.')
-    names = {f'lr={rate:g},weight_decay={decay:g}': dict(
-        lr=rate, weight_decay=decay)
-        for rate, decay in itertools.product(rates, decays)}
-    if len(names) < len(rates) * len(decays):
+            if not (value > 0 or key == 'weight_decay' and value == 0) or (
+                    value == float('inf')):
+                told = dict(lr='learning rate', weight_decay='weight decay')
+                raise ValueError(f'{value} is no {told[key]}: learning rates '
+                                 'are above 0, weight decays 0 at least.')
+    if not lists:
+        return {}
+    found = [dict(zip(lists, values, strict=True))
+             for values in itertools.product(*lists.values())]
+    names = {','.join(f'{key}={value:g}' for key, value in one.items()): one
+             for one in found}
+    if len(names) < len(found):
         raise ValueError('a learning rate or a weight decay is given twice: '
-                         f'{list(rates)}, {list(decays)}.')
+                         f'{lists}.')
     return names
 
 
@@ -72,7 +72,7 @@ class Candidates(BaseModel):
         self.data_preprocessor = model.data_preprocessor
         self.names = list(names)
         self.members = nn.ModuleList(copy.deepcopy(model) for _ in names)
-        self.fused = is_linear(model)
+        self.fused = model.product is not None
         self._product = Product(self.members) if self.fused else None
 
     def optim_wrappers(self, cfg: dict,
@@ -91,33 +91,28 @@ class Candidates(BaseModel):
             made[name] = build_optim_wrapper(member, own)
         return OptimWrapperDict(**made)
 
-    def _each(self, data: dict) -> list[tuple[Callable, Any]]:
-        """Head and its input, for every copy."""
-        if self.fused:
-            return [(behind(member.head), logits) for member, logits in
-                    zip(self.members, self._product(data['inputs']),
-                        strict=True)]
-        return [(member.head, member.extract_feat(data['inputs']))
-                for member in self.members]
-
     def train_step(self, data: dict,
                    optim_wrapper: OptimWrapperDict) -> dict:
         """One step of every copy."""
         wrappers = list(optim_wrapper.values())
         with wrappers[0].optim_context(self):
             data = self.data_preprocessor(data, True)
-            each = self._each(data)
-            # cut: the losses end at the logits, and one pass goes further
-            ends = [x.detach().requires_grad_() if self.fused else x
-                    for _, x in each]
-            losses = [
-                self.parse_losses(head.loss(end, data['data_samples']))
-                for (head, _), end in zip(each, ends, strict=True)]
+            inputs, samples = data['inputs'], data['data_samples']
+            logits, ends = (), ()
+            if self.fused:
+                # cut: the losses end at the logits, one pass goes further
+                logits = self._product(inputs)
+                ends = [x.detach().requires_grad_() for x in logits]
+                found = [behind(member.head).loss(end, samples) for
+                         member, end in zip(self.members, ends, strict=True)]
+            else:
+                found = [member.loss(inputs, samples)
+                         for member in self.members]
+            losses = [self.parse_losses(one) for one in found]
         for wrapper, (loss, _) in zip(wrappers, losses, strict=True):
             wrapper.backward(wrapper.scale_loss(loss))
         if self.fused:
-            torch.autograd.backward([x for _, x in each],
-                                    [end.grad for end in ends])
+            torch.autograd.backward(logits, [end.grad for end in ends])
         for wrapper in wrappers:
             if wrapper.should_update():
                 wrapper.step()
@@ -129,8 +124,11 @@ class Candidates(BaseModel):
     def val_step(self, data: dict) -> list[list[dict]]:
         """Predictions of every copy."""
         data = self.data_preprocessor(data, False)
-        return [predictions(head, x, data['data_samples'])
-                for head, x in self._each(data)]
+        samples = data['data_samples']
+        if self.fused and of_whole_batch(samples):
+            return [whole_predictions(logits, samples)
+                    for logits in self._product(data['inputs'])]
+        return [member.val_step(data) for member in self.members]
 
     test_step = val_step
 
@@ -160,7 +158,7 @@ class EachCandidate(Evaluator):
                  labels: np.ndarray) -> None:
         super().__init__([])
         self.model = model
-        self.each = [build_evaluator(metrics, member.head, labels)
+        self.each = [build_evaluator(metrics, member, labels)
                      for member in model.members]
 
     @property

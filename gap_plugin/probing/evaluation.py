@@ -7,48 +7,45 @@ import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from mmpretrain.evaluation import Accuracy, SingleLabelMetric
+from mmpretrain.models import ImageClassifier
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.structures import DataSample
 from torch import nn
 
 
-def predictions(head: nn.Module, feats: Any,
-                samples: list[DataSample]) -> list[dict]:
-    """Predictions of a head.
-
-    Args:
-        head: The head.
-        feats: Its input, of N rows.
-        samples: Of the rows, or one with the labels of all of them.
-
-    Returns:
-        A dict for each row, as stock metrics take them; of labels in one
-        sample, one dict of all rows, for :class:`WholeBatches`.
-    """
-    if len(feats[-1] if isinstance(feats, tuple) else feats) == len(samples):
-        # as dicts, since another head may write into the same samples
-        return [sample.to_dict() for sample in head.predict(feats, samples)]
-    return [dict(pred_score=head(feats).softmax(1),
-                 gt_label=samples[0].gt_label)]
+def of_whole_batch(samples: list[DataSample]) -> bool:
+    """Whether one sample holds the labels of all rows of a batch."""
+    return bool(samples[0].get('whole'))
 
 
-def build_evaluator(metrics: Any, head: nn.Module,
+def whole_predictions(logits: torch.Tensor,
+                      samples: list[DataSample]) -> list[dict]:
+    """Predictions of a batch, in one dict, for :class:`WholeBatches`."""
+    return [dict(pred_score=logits.softmax(1), gt_label=samples[0].gt_label)]
+
+
+def build_evaluator(metrics: Any, model: nn.Module,
                     labels: np.ndarray) -> Evaluator:
     """The evaluator of a config; of whole batches where that is the same.
 
     Args:
         metrics: The config.
-        head: Whose predictions are evaluated.
+        model: Whose predictions are evaluated.
         labels: What they are held against: ``(N, )`` or scores ``(N, K)``.
     """
     evaluator = Evaluator(copy.deepcopy(metrics))
-    stock = all(getattr(type(head), name, None) is getattr(ClsHead, name)
-                for name in ('predict', '_get_predictions'))
-    if stock and labels.ndim == 1 and all(
-            type(m) in (Accuracy, SingleLabelMetric)
-            for m in evaluator.metrics):
+    if (labels.ndim == 1 and has_stock(model, ImageClassifier, 'predict')
+            and has_stock(model.head, ClsHead, 'predict', '_get_predictions')
+            and all(type(m) in (Accuracy, SingleLabelMetric)
+                    for m in evaluator.metrics)):
         return WholeBatches(evaluator.metrics)
     return evaluator
+
+
+def has_stock(part: nn.Module, kind: type, *names: str) -> bool:
+    """Whether methods of a part are those of a class of the host."""
+    return all(getattr(type(part), name, None) is getattr(kind, name)
+               for name in names)
 
 
 class WholeBatches(Evaluator):
@@ -65,11 +62,12 @@ class WholeBatches(Evaluator):
     def process(self, data_samples: list[dict],
                 data_batch: Any = None) -> None:
         """Take the predictions of a batch."""
-        self._batches += data_samples
+        self._batches += [{key: value.cpu() for key, value in batch.items()}
+                          for batch in data_samples]
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Metrics of all rows since the last call."""
-        columns = [torch.cat([batch[key] for batch in self._batches]).cpu()
+        columns = [torch.cat([batch[key] for batch in self._batches])
                    for key in ('pred_score', 'gt_label')]
         self._batches.clear()
         rows = [dict(pred_score=score, gt_label=label) for score, label in

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from ..compat import versions
 from ..version import __version__
-from .fixed_part import FixedPart
+from .fixed_part import FixedPart, weights_of
 from .images import (
     Rows,
     build_dataset,
@@ -32,7 +33,8 @@ from .store import FeatureStore, StoreWriter, remove
 def extract(model: nn.Module, cfg: Config, split: str,
             folder: str | Path, *, dtype: str = 'float32', amp: bool = False,
             skip_bad: bool = False, force: bool = False,
-            view: int | None = None) -> FeatureStore:
+            view: int | None = None,
+            bad: Collection[str] | None = None) -> FeatureStore:
     """Features of a split, from its store or by a pass over its images.
 
     Args:
@@ -47,6 +49,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
         force: Whether a store that something else has made is replaced.
         view: Number of an augmented pass, 0 or more, by the split's own
             pipeline; None for the test pipeline.
+        bad: Images to leave out, where they are known; they are looked for
+            otherwise.
 
     Returns:
         The store, complete.
@@ -65,7 +69,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
     check_split(labels, model, split)
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     made_by = dict(
-        weights=part.fingerprint(),
+        weights=weights_of(part),
         backbone=_hash(cfg.model.get('backbone')),
         neck=part.necks,
         preprocessor=_hash([cfg.model.get('data_preprocessor'), {
@@ -83,16 +87,16 @@ def extract(model: nn.Module, cfg: Config, split: str,
             [[names[i] for i in chosen], labels[chosen].tolist()]))
 
     folder = Path(folder)
-    store = _stored(folder, force)
-    if store is not None:  # no image is read
+    if folder.exists() and not force:  # no image is read
+        store = FeatureStore(folder)
         skipped = set(store.description['skipped'] if skip_bad else ())
         fingerprint = fingerprint_of(np.array(
             [i for i, name in enumerate(names) if name not in skipped]))
-        if not force:
-            store.check(fingerprint)
-        if store.fingerprint == fingerprint:
-            return store
-    chosen = readable(names, files, split, skip_bad)
+        store.check(fingerprint)
+        return store
+    chosen = (readable(names, files, split, skip_bad) if bad is None else
+              np.array([i for i, name in enumerate(names)
+                        if name not in bad]))
     fingerprint = fingerprint_of(chosen)
     skipped = sorted(set(names) - {names[i] for i in chosen})
     names, labels = [names[i] for i in chosen], labels[chosen]
@@ -100,6 +104,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
     if force and rank == 0:
         remove(folder, unless=fingerprint)
     barrier()
+    if folder.exists():
+        return FeatureStore(folder)
 
     rows = Rows(dataset, chosen, names, view, seed)
     device = next(part.parameters()).device
@@ -133,18 +139,6 @@ def extract(model: nn.Module, cfg: Config, split: str,
                 if key in dataset.metainfo})
     barrier()
     return FeatureStore(folder)
-
-
-def _stored(folder: Path, force: bool) -> FeatureStore | None:
-    """The store that is there; a damaged one is to be replaced by force."""
-    if not folder.exists():
-        return None
-    try:
-        return FeatureStore(folder)
-    except ValueError:
-        if force:
-            return None
-        raise
 
 
 def _collate(loader: dict) -> Any:

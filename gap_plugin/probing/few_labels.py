@@ -112,7 +112,7 @@ def _sklearn(module: str) -> Any:
         import sklearn.neighbors
     except ImportError:
         raise ImportError('--knn and --shots need scikit-learn: pip install '
-                          'scikit-learn.') from None
+                          '"gap_plugin[probe]".') from None
     return getattr(sklearn, module)
 
 

@@ -67,12 +67,12 @@ class FixedPart(nn.Module):
                 'first in the neck.')
         return features
 
-    def fingerprint(self) -> str:
-        """Of all weights and statistics."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'
-                          .encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1)
-                          .view(torch.uint8).numpy())
-        return digest.hexdigest()
+
+def weights_of(module: nn.Module) -> str:
+    """What stands for all weights and statistics of a module."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1)
+                      .view(torch.uint8).numpy())
+    return digest.hexdigest()

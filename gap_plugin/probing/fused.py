@@ -9,11 +9,14 @@ import copy
 from collections.abc import Iterable
 
 import torch
+from mmpretrain.models import ImageClassifier
 from mmpretrain.models.heads import LinearClsHead, MultiLabelLinearClsHead
 from torch import nn
 from torch.nn import functional
 
 from ..models import BNNeck, LinearHead
+from ..models.messages import check_width
+from .evaluation import has_stock
 
 #: Heads whose logits are those of their layer ``fc``.
 _LINEAR = (LinearHead, LinearClsHead, MultiLabelLinearClsHead)
@@ -21,6 +24,9 @@ _LINEAR = (LinearHead, LinearClsHead, MultiLabelLinearClsHead)
 
 def is_linear(model: nn.Module) -> bool:
     """Whether all there is, is one batch normalisation and a linear layer."""
+    if not has_stock(model, ImageClassifier, 'loss', 'predict',
+                     'extract_feat'):
+        return False
     neck = getattr(model, 'neck', None)
     parts = list(neck) if isinstance(neck, nn.Sequential) else [neck]
     parts = [p for p in parts
@@ -42,9 +48,11 @@ class Product:
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
         models = list(models)
+        self.head = models[0].head
         self.layers = [model.head.fc for model in models]
-        self.norms = [m for model in models for m in model.modules()
-                      if isinstance(m, nn.BatchNorm1d)]
+        self.necks = [m for model in models for m in model.modules()
+                      if isinstance(m, BNNeck)]
+        self.norms = [neck.bn for neck in self.necks]
         for norm in self.norms[1:]:  # statistics of the same features
             norm._buffers = self.norms[0]._buffers
 
@@ -56,10 +64,16 @@ class Product:
 
         Returns:
             Logits ``(N, K)`` for each.
+
+        Raises:
+            ValueError: As the parts' own forward passes do.
         """
         weights = [layer.weight for layer in self.layers]
         biases = [layer.bias for layer in self.layers]
-        if self.norms:
+        if not self.norms:
+            check_width(self.head, x, self.head.in_channels)
+        else:
+            self.necks[0].check(x)
             norm = self.norms[0]
             if norm.training and norm.track_running_stats:
                 norm.num_batches_tracked += 1

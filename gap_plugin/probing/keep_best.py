@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
@@ -18,7 +19,8 @@ class KeepBest(CheckpointHook):
     one away before the new one is there, and saves an epoch ahead of its
     validation: a run that is killed may lose its best epoch. Here both files
     are renamed into place, after the validation. A run that goes on is the
-    same run, so that a best file newer than the last epoch does no harm.
+    same run, dropout included, so that a best file newer than the last epoch
+    does no harm.
 
     Args:
         save_best: Metric to choose by; ``'auto'`` for the first one.
@@ -42,6 +44,20 @@ class KeepBest(CheckpointHook):
                 '': ''}
         self.seconds = seconds
         self._kept = 0.
+        self._random: dict[str, Any] = {}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Random numbers go on where the kept epoch ended."""
+        self._random = checkpoint['meta'].get('random') or {}
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """See above: what builds the run has drawn some since."""
+        if self._random:
+            torch.set_rng_state(self._random['cpu'].cpu())
+            if self._random['cuda']:
+                torch.cuda.set_rng_state_all(
+                    [state.cpu() for state in self._random['cuda']])
+            self._random = {}
 
     def before_train(self, runner: Runner) -> None:
         """Of a run that goes on, the metric is known."""
@@ -107,7 +123,10 @@ class KeepBest(CheckpointHook):
         with replacing(Path(self.out_dir) / name) as temporary:
             runner.save_checkpoint(
                 self.out_dir, temporary.name, by_epoch=False,
-                meta=dict(epoch=epoch, made_by=self.made_by,
-                          iter=epoch * len(runner.train_dataloader)),
+                meta=dict(
+                    epoch=epoch, iter=epoch * len(runner.train_dataloader),
+                    made_by=self.made_by, random=dict(
+                        cpu=torch.get_rng_state(),
+                        cuda=torch.cuda.get_rng_state_all())),
                 save_optimizer=name == self.LAST,
                 save_param_scheduler=name == self.LAST)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from .batches import FeatureBatches, feature_loader
 from .candidates import Candidates, EachCandidate
 from .evaluation import WholeBatches, build_evaluator
+from .fixed_part import weights_of
 from .images import check_split
 from .keep_best import KeepBest
 from .store import FeatureStore, differing, replacing
@@ -36,12 +38,14 @@ class ProbeResult:
         test_metrics: The same weights on the test split; empty without one.
         table: A row per setting of the optimiser: its values, ``metric``
             (which is chosen by), ``value`` and ``epoch`` of its best epoch,
-            ``kept``.
+            ``kept``; empty without validation.
+        setting: That of the kept weights.
     """
 
     metrics: dict[str, float]
     test_metrics: dict[str, float]
     table: list[dict[str, Any]]
+    setting: dict[str, float]
 
 
 def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
@@ -78,6 +82,9 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     if len(settings) > 1 and val is None:
         raise ValueError(f'{len(settings)} settings of the optimiser and no '
                          'validation: it is what chooses one of them.')
+    if len({view.fingerprint.get('data') for view in views}) > 1:
+        raise ValueError('the views are not of the same images: extract them '
+                         'again with --force.')
     for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
             check_split(store.labels, model, split)
@@ -111,10 +118,14 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     else:
         for setting in settings.values():
             optim_wrapper.optimizer.update(setting)
-    made_by = dict(views[0].fingerprint, epochs=epochs, views=len(views),
-                   settings=str(settings), **{
-                       key: str(cfg.model.get(key)) for key in
-                       ('neck', 'head')}, optimizer=str(cfg.optim_wrapper))
+    made_by = dict(
+        epochs=epochs, settings=str(settings), start=weights_of(short),
+        train=[view.fingerprint for view in views],
+        val=val and val.fingerprint,
+        model={key: str(cfg.model.get(key)) for key in ('neck', 'head')},
+        **{key: str(cfg.get(key)) for key in (
+            'train_dataloader', 'optim_wrapper', 'param_scheduler',
+            'val_evaluator', 'randomness')})
     keep = _keeper(cfg, keep_every, made_by, list(settings))
     last = work_dir / KeepBest.LAST
     resume = resume and last.is_file()
@@ -122,7 +133,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         _check_resumed(last, made_by)
     validation = {}
     if val is not None:
-        evaluator = build_evaluator(cfg.val_evaluator, short.head, val.labels)
+        evaluator = build_evaluator(cfg.val_evaluator, short, val.labels)
         validation = dict(
             val_dataloader=_in_order(val, metainfo, evaluator),
             val_cfg=dict(),
@@ -143,27 +154,28 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         log_level=cfg.get('log_level', 'INFO'),
         randomness=cfg.get('randomness') or {},
         default_scope=cfg.get('default_scope', 'mmpretrain'),
-        experiment_name=f'probe_{Path(work_dir).name}',
+        # its own, or two probes in one second share what they log
+        experiment_name=f'probe_{work_dir.name}_{uuid4().hex[:8]}',
         cfg=Config(dict(model=cfg.model)),
         **validation)
     runner.train()
-    if val is None:
-        return ProbeResult({}, _evaluate(short, cfg, 'test', test, metainfo),
-                           [])
-    load_checkpoint(trained, str(work_dir / KeepBest.BEST),
-                    map_location='cpu', strict=True, logger='silent')
-    kept = runner.message_hub.get_info('best_candidate')
-    if trained is not short:
-        short.load_state_dict(
-            trained.members[list(settings).index(kept)].state_dict())
-        short.to(next(trained.parameters()).device)
-    own = cfg.optim_wrapper.optimizer
-    settings = settings or {'': {
-        key: own[key] for key in ('lr', 'weight_decay') if key in own}}
+    own = {key: value for key, value in cfg.optim_wrapper.optimizer.items()
+           if key in ('lr', 'weight_decay')}
+    settings = {name: {**own, **setting}
+                for name, setting in (settings or {'': {}}).items()}
+    kept, table = next(iter(settings)), []
+    if val is not None:
+        best = load_checkpoint(
+            trained, str(work_dir / KeepBest.BEST), map_location='cpu',
+            strict=True, logger='silent')
+        if trained is not short:
+            kept = best['message_hub']['runtime_info']['best_candidate']
+            short.load_state_dict(
+                trained.members[list(settings).index(kept)].state_dict())
+        table = _table(runner.message_hub, keep, settings, kept)
     return ProbeResult(
         _evaluate(short, cfg, 'val', val, metainfo),
-        _evaluate(short, cfg, 'test', test, metainfo),
-        _table(runner.message_hub, keep, settings, kept))
+        _evaluate(short, cfg, 'test', test, metainfo), table, settings[kept])
 
 
 def _keeper(cfg: Config, keep_every: float, made_by: dict,
@@ -219,7 +231,7 @@ def _evaluate(model: nn.Module, cfg: Config, split: str,
     """Metrics of a split, apart from the runner and its hooks."""
     if store is None:
         return {}
-    evaluator = build_evaluator(cfg[f'{split}_evaluator'], model.head,
+    evaluator = build_evaluator(cfg[f'{split}_evaluator'], model,
                                 store.labels)
     evaluator.dataset_meta = metainfo
     model.eval()
@@ -242,7 +254,7 @@ def _table(hub: MessageHub, keep: KeepBest, settings: dict[str, dict],
                 np.nanmin(values))
         epoch = int(np.argmax(values == best)) + 1
         rows.append(dict(**setting, metric=keep.metric, value=float(best),
-                         epoch=epoch, kept=one or name == kept))
+                         epoch=epoch, kept=name == kept))
     return rows
 
 
@@ -255,21 +267,22 @@ def _takes_whole(model: nn.Module, store: FeatureStore) -> bool:
         return False
     rows = np.arange(min(len(store), 4))
     model.eval()
-    losses = []
-    for whole in (True, False):
+
+    def losses(whole: bool) -> dict:
         few = FeatureBatches([_Few(store, rows)], {}, whole)[rows]
-        try:
-            with torch.no_grad():
-                data = model.data_preprocessor(few)
-                losses.append(model(**data, mode='loss'))
-        except (IndexError, RuntimeError, TypeError, ValueError):
-            if whole:
-                return False
-            raise
-    model.train()
-    return losses[0].keys() == losses[1].keys() and all(
-        torch.equal(torch.as_tensor(value), torch.as_tensor(losses[1][key]))
-        for key, value in losses[0].items())
+        with torch.no_grad():
+            return model(**model.data_preprocessor(few), mode='loss')
+
+    each = losses(False)
+    try:
+        whole = losses(True)
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        model.train()
+    return whole.keys() == each.keys() and all(
+        torch.equal(torch.as_tensor(value), torch.as_tensor(each[key]))
+        for key, value in whole.items())
 
 
 class _Few:
@@ -290,6 +303,7 @@ _IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
 #: Fields of schedulers that count epochs or iterations.
 _COUNTS = ('begin', 'end', 'T_max', 'milestones', 'total_steps', 'step_size',
            'periods')
+_DIVISORS = ('T_max', 'total_steps', 'step_size')
 
 
 def stretched(cfg: Config, epochs: int, batches: int) -> list[dict] | None:
@@ -307,6 +321,8 @@ def stretched(cfg: Config, epochs: int, batches: int) -> list[dict] | None:
                 one[key] = [round(v * epochs / own) for v in value]
             elif isinstance(value, (int, float)):
                 one[key] = round(value * epochs / own)
+                if key in _DIVISORS:
+                    one[key] = max(one[key], 1)
     return [one for one in schedule
             if one.get('end') is None or one['end'] > one.get('begin', 0)]
 

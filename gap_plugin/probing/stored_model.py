@@ -8,7 +8,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from .evaluation import predictions
+from .evaluation import of_whole_batch, whole_predictions
 from .fixed_part import FixedPart
 from .fused import Product, behind, is_linear
 
@@ -44,10 +44,13 @@ class _OnFeatures:
         return behind(self.head).loss(logits, data_samples)
 
     def val_step(self, data: dict) -> list[dict]:
-        """Predictions of a batch, see :func:`~.evaluation.predictions`."""
+        """Predictions, in one dict for labels of a whole batch."""
         data = self.data_preprocessor(data, False)
-        return predictions(self.head, self.extract_feat(data['inputs']),
-                           data['data_samples'])
+        inputs, samples = data['inputs'], data['data_samples']
+        if of_whole_batch(samples):
+            logits = self.head(self.extract_feat(inputs))
+            return whole_predictions(logits, samples)
+        return [sample.to_dict() for sample in self.predict(inputs, samples)]
 
     test_step = val_step
 
@@ -85,10 +88,9 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
     fixed = FixedPart(model)
     # shallow: the parts that are trained stay those of the model
     short = copy.copy(model)
-    short.__class__ = type('OnFeatures', (_OnFeatures, type(model)), {})
     short._modules = dict(model._modules)
     short.backbone = _Stored(in_tuple)
-    short.data_preprocessor = _Move()
+    short.data_preprocessor = _Move().to(next(model.parameters()).device)
     if fixed.necks == ['neck']:
         short.neck = nn.Identity()
     elif fixed.necks:
@@ -98,6 +100,7 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
                 name,
                 nn.Identity() if f'neck.{name}' in fixed.necks else part)
     short.product = Product([short]) if is_linear(short) else None
+    short.__class__ = type('OnFeatures', (_OnFeatures, type(model)), {})
     if not any(p.requires_grad for p in short.parameters()):
         raise ValueError('neither neck nor head of the config has a '
                          'parameter that is trained: give it a head, such '

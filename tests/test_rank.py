@@ -1,0 +1,166 @@
+"""Backbones ranked on one's data, by the tool as a user runs it."""
+
+import csv
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / 'tools' / 'rank_backbones.py'
+DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    """The tool as a module."""
+    sys.path.insert(0, str(TOOL.parent))
+    spec = importlib.util.spec_from_file_location('rank_backbones', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(TOOL.parent))
+
+
+def command(out, *args):
+    return [sys.executable, '-W', 'ignore', str(TOOL), '--out', str(out),
+            '--epochs', '2', '--timing-batch', '2', *map(str, args)]
+
+
+def ranked(out, *args, ok=True):
+    done = subprocess.run(command(out, *args), capture_output=True, text=True,
+                          check=False, cwd=ROOT, timeout=300)
+    assert (done.returncode == 0) is ok, done.stderr[-3000:]
+    return done.stdout if ok else done.stderr
+
+
+def table(out):
+    with open(out / 'ranking.csv', encoding='utf-8') as file:
+        return {row['model']: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """Weights of two networks, and none of a third one."""
+    folder = tmp_path_factory.mktemp('weights')
+    for name in ('test_resnet', 'test_vit'):
+        save_file(timm.create_model(name).state_dict(),
+                  folder / f'{name}.safetensors')
+    return folder
+
+
+def test_networks_are_ranked_and_one_that_fails_is_reported(weights,
+                                                            tmp_path):
+    args = ('--config', DIGITS, '--weights', weights, '--lr', 1e-3, 1e-2)
+    # killed while it is at the second one
+    process = subprocess.Popen(
+        command(tmp_path, '--models', 'test_resnet', 'test_vit', *args),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
+        start_new_session=True)
+    end = time.monotonic() + 200
+    while not (tmp_path / 'networks' / 'test_vit').exists():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = table(tmp_path)
+    assert list(first) == ['test_resnet']
+    # in another order and with another one, it goes on
+    text = ranked(tmp_path, '--models', 'test_convnext', 'test_vit',
+                  'test_resnet', *args)
+    assert '[1/3] test_convnext: ValueError: ' in text
+    assert 'has no test_convnext.safetensors' in text
+    assert '[3/3] test_resnet: ' in text and 'as measured before' in text
+    assert '2 of 3 networks ranked, 1 failed' in text
+    rows = table(tmp_path)
+    assert rows['test_resnet'] == {**first['test_resnet'],
+                                   'pareto': rows['test_resnet']['pareto']}
+    assert 'ValueError' in rows['test_convnext']['error']
+    for name in ('test_resnet', 'test_vit'):
+        row = rows[name]
+        assert 10 < float(row['accuracy']) <= 100
+        assert float(row['images_per_s']) > 0
+        assert float(row['lr']) in (1e-3, 1e-2)
+        model = timm.create_model(name, num_classes=0)
+        assert int(row['features']) == model.num_features
+        assert float(row['params_m']) == pytest.approx(sum(
+            p.numel() for p in model.parameters()) / 1e6, rel=.03)
+        assert not (tmp_path / 'networks' / name / 'features' / 'val'
+                    ).exists()
+    assert '| test_convnext | failed: ' in (
+        tmp_path / 'ranking.md').read_text()
+    with Image.open(tmp_path / 'ranking.png') as image:
+        assert image.size == (1500, 975)
+    # other epochs are another measurement
+    text = ranked(tmp_path, '--models', 'test_vit', *args, '--epochs', 1)
+    assert 'as measured before' not in text
+
+
+def test_a_folder_with_a_broken_image_is_refused_ahead(tmp_path):
+    for label in 'ab':
+        for i in range(30):
+            path = tmp_path / 'd' / label / f'{i}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (8, 8), (i, 0, 0)).save(path)
+    (tmp_path / 'd' / 'b' / '1.png').write_bytes(b'no image')
+    text = ranked(tmp_path / 'out', '--models', 'test_vit', '--no-pretrained',
+                  '--data-root', tmp_path / 'd', ok=False)
+    (line, ) = [line for line in text.splitlines()
+                if line.startswith('rank_backbones.py: ')]
+    assert 'b/1.png' in line
+    assert not (tmp_path / 'out' / 'networks').exists()
+    ranked(tmp_path / 'out', '--models', 'test_vit', '--no-pretrained',
+           '--data-root', tmp_path / 'd', '--skip-bad')
+    assert list(table(tmp_path / 'out')) == ['test_vit']
+
+
+def test_patterns_choose_networks(tool):
+    assert tool.chosen_models(
+        ['test_vit?', 'resnet18', 'test_vit2', 'resnet18.a1_in1k'],
+        True) == ['test_vit2', 'test_vit3', 'resnet18', 'resnet18.a1_in1k']
+    assert 'test_vit4' in tool.chosen_models(['test_vit*'], False)
+    with pytest.raises(ValueError, match="'nothing\\*' fits no network"):
+        tool.chosen_models(['nothing*'], False)
+    with pytest.raises(ValueError, match='resnet1888'):
+        tool.chosen_models(['resnet1888'], True)
+
+
+def row(name, accuracy, rate, params=1.):
+    return dict(model=name, accuracy=accuracy, images_per_s=rate,
+                params_m=params, metric='accuracy/top1')
+
+
+def test_the_front_is_what_no_other_network_beats_in_both(tool):
+    rows = [row('slow', 90, 1), row('beaten', 80, 2), row('fast', 70, 9),
+            row('equal', 85, 5), row('slower', 85, 4)]
+    assert [r['model'] for r in tool.pareto(rows)] == ['fast', 'equal',
+                                                       'slow']
+
+
+@pytest.mark.parametrize('count', [1, 2, 60])
+def test_a_plot_has_names_apart_from_each_other(tool, count, tmp_path,
+                                                monkeypatch):
+    import ranking_plot
+    drawn = []
+    monkeypatch.setattr(ranking_plot.plt, 'close', drawn.append)
+    rows = [row(f'network_number_{i}', 90 - i / 3, 10 + 7 * (i * 37 % 60),
+                1 + i) for i in range(count)]
+    tool.plot(rows, tmp_path / 'plot.png')
+    (figure, ) = drawn
+    figure.draw_without_rendering()
+    (axes, ) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    frame = axes.get_window_extent()
+    assert len(boxes) == count if count < 3 else len(boxes) > 15
+    for i, box in enumerate(boxes):
+        assert frame.x0 < box.x0 and box.x1 < frame.x1
+        assert frame.y0 < box.y0 and box.y1 < frame.y1
+        assert not any(box.overlaps(other) for other in boxes[i + 1:])
