@@ -44,6 +44,7 @@ setup(
         'demo': demo,
         'probe': probe,
         'test': demo + probe + [
-            'pytest>=8', 'pytest-xdist', 'scikit-image', 'psutil'
+            'pytest>=8', 'pytest-xdist', 'scikit-image', 'psutil',
+            'pandas',  # shape_bias.py of the host
         ],
     })

@@ -704,3 +704,24 @@ def test_error_that_is_not_about_the_size_passes_through():
     backbone.timm_model.layer4.forward = fail
     with pytest.raises(RuntimeError, match='out of memory'):
         backbone(images('test_resnet'))
+
+
+@pytest.mark.parametrize('name', ['repvgg_a0', 'fastvit_t8', 'repghostnet_050',
+                                  'resnet18'])
+def test_a_network_merged_for_deployment_gives_the_same(name):
+    backbone = TimmFeatureBackbone(name)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after training
+            torch.nn.init.uniform_(module.running_var, .5, 2.)
+            torch.nn.init.normal_(module.running_mean, std=.1)
+            torch.nn.init.uniform_(module.weight, .5, 1.)
+    backbone.eval()
+    x = torch.randn(2, 3, 64, 64)
+    parameters = len(list(backbone.parameters()))
+    with torch.no_grad():
+        (before, ) = backbone(x)
+        backbone.switch_to_deploy()
+        (after, ) = backbone(x)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+    assert (len(list(backbone.parameters())) < parameters) is (
+        name != 'resnet18')

@@ -103,6 +103,15 @@ def store_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the settings that a probe is trained with."""
+    parser.add_argument('--lr', type=float, nargs='+', metavar='RATE',
+                        help='learning rates in place of that of the config; '
+                        'the best is kept')
+    parser.add_argument('--weight-decay', type=float, nargs='+',
+                        metavar='DECAY', help='weight decays, likewise')
+
+
 def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
                    splits: Iterable[str]) -> dict[str, FeatureStore]:
     """Stores of several splits, as the flags say.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import gap_plugin
 from common import (
+    add_setting_flags,
     build_classifier,
     extract_splits,
     load_config,
@@ -46,10 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser = store_parser(__doc__)
     parser.add_argument('--epochs', type=int, default=100,
                         help='the schedule of the config is stretched to it')
-    parser.add_argument('--lr', type=float, nargs='+', metavar='RATE',
-                        help='learning rates in place of that of the config')
-    parser.add_argument('--weight-decay', type=float, nargs='+',
-                        metavar='DECAY', help='weight decays, likewise')
+    add_setting_flags(parser)
     parser.add_argument('--test', action='store_true',
                         help='evaluate what is kept on the test split, once')
     parser.add_argument('--knn', type=int, nargs='+', default=[],

@@ -41,7 +41,7 @@ from torch import nn
 
 import gap_plugin
 import make_config
-from common import build_classifier
+from common import add_setting_flags, build_classifier
 from gap_plugin.compat import versions
 from gap_plugin.probing import extract, grid, probe, remove, replacing
 from gap_plugin.probing.images import (
@@ -83,10 +83,7 @@ def parse_args() -> argparse.Namespace:
                         'the weights of the hub')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/ranking'))
     parser.add_argument('--epochs', type=int, default=50)
-    parser.add_argument('--lr', type=float, nargs='+', metavar='RATE',
-                        help='learning rates, of which the best is taken')
-    parser.add_argument('--weight-decay', type=float, nargs='+',
-                        metavar='DECAY', help='weight decays, likewise')
+    add_setting_flags(parser)
     parser.add_argument('--amp', action='store_true',
                         help='automatic mixed precision of the pass')
     parser.add_argument('--skip-bad', action='store_true',

@@ -7,6 +7,7 @@ import torch
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from timm.layers import BatchNormAct2d
+from timm.models import reparameterize_model
 from torch import nn
 
 from ..timm_features import (
@@ -72,6 +73,7 @@ class TimmFeatureBackbone(BaseModule):
 
     Attributes:
         timm_model (nn.Module): The network.
+        out_indices (tuple[int]): Levels of the outputs, -1 for the last map.
         out_channels (tuple[int]): Width of each output.
         out_strides (tuple[int]): Input pixels per position of each output;
             empty for ``'pre_logits'``.
@@ -121,6 +123,9 @@ class TimmFeatureBackbone(BaseModule):
         if report is not None:
             report.check(model, checkpoint_path, model_name,
                          unused + self._path.unused_parameters)
+        # of the last map: the host's tools ask for it
+        self.out_indices = (-1, ) if out_indices is None else tuple(
+            out_indices)
         self.out_channels = self._path.channels
         self.out_strides = self._path.strides
         for module in model.modules():  # ClassNumCheckHook would see them
@@ -234,6 +239,14 @@ class TimmFeatureBackbone(BaseModule):
         if not param_name.startswith(prefix) or name not in depths:
             return count - 1, count
         return depths[name], count
+
+    def switch_to_deploy(self) -> None:
+        """Merge the branches that training alone needs (RepVGG and others).
+
+        In eval mode the output stays the same. Networks without such branches
+        are left as they are. Source: ``timm.models.reparameterize_model``.
+        """
+        reparameterize_model(self.timm_model, inplace=True)
 
     def apply(self, fn: Any) -> 'TimmFeatureBackbone':
         """As ``nn.Module.apply``, but loaded weights are left alone.

@@ -102,22 +102,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         raise ValueError(f'{len(views[0])} training images give no batch of '
                          f'{loader.batch_size}: set a smaller batch_size.')
     work_dir = Path(work_dir)
-    optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
-    if optim_wrapper.optimizer.type in _FUSED and not _IMPLEMENTATIONS & set(
-            optim_wrapper.optimizer):
-        optim_wrapper.optimizer.fused = True
-    trained = short
-    if len(settings) > 1:
-        trained = Candidates(short, list(settings))
-        optim_wrapper = trained.optim_wrappers(
-            optim_wrapper, list(settings.values()))
-        print_log(f'{len(settings)} settings are trained ' + (
-            'in one product' if trained.fused else
-            'one after another on each batch: neck and head are more than '
-            'a BNNeck and a linear layer'), 'current')
-    else:
-        for setting in settings.values():
-            optim_wrapper.optimizer.update(setting)
+    trained, optim_wrapper = _with_optimisers(short, cfg, settings)
     made_by = dict(
         epochs=epochs, settings=str(settings), start=weights_of(short),
         train=[view.fingerprint for view in views],
@@ -178,6 +163,32 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         _evaluate(short, cfg, 'test', test, metainfo), table, settings[kept])
 
 
+#: Optimisers of torch with one kernel for a step, and what rules it out:
+#: of a probe's few small weights, the steps of the kernels are most of it.
+_FUSED = ('Adam', 'AdamW', 'SGD')
+_IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
+
+
+def _with_optimisers(short: nn.Module, cfg: Config,
+                     settings: dict[str, dict]) -> tuple[nn.Module, Any]:
+    """What is trained, and by what: a copy for each of several settings."""
+    optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
+    optimizer = optim_wrapper.optimizer
+    if optimizer.type in _FUSED and not _IMPLEMENTATIONS & set(optimizer):
+        optimizer.fused = True
+    if len(settings) < 2:
+        for setting in settings.values():
+            optimizer.update(setting)
+        return short, optim_wrapper
+    trained = Candidates(short, list(settings))
+    print_log(f'{len(settings)} settings are trained ' + (
+        'in one product' if trained.fused else
+        'one after another on each batch: neck and head are more than a '
+        'BNNeck and a linear layer'), 'current')
+    return trained, trained.optim_wrappers(optim_wrapper,
+                                           list(settings.values()))
+
+
 def _keeper(cfg: Config, keep_every: float, made_by: dict,
             names: list[str]) -> KeepBest:
     stock = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
@@ -201,8 +212,8 @@ def _hooks(cfg: Config, keep: KeepBest, batches: int) -> dict:
 class _ShortHistory(Hook):
     """Lets MMEngine remember the steps of one epoch only.
 
-    It copies all that it remembers at every step: of tens of thousands of
-    short ones, more than half of the time.
+    It copies all that it remembers at every step, of which there are tens of
+    thousands here.
     """
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -294,11 +305,6 @@ class _Few:
     def __len__(self) -> int:
         return len(self.labels)
 
-
-#: Optimisers of torch with one kernel for a step, and what rules it out:
-#: of a probe's few small weights, the steps of the kernels are most of it.
-_FUSED = ('Adam', 'AdamW', 'SGD')
-_IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
 
 #: Fields of schedulers that count epochs or iterations.
 _COUNTS = ('begin', 'end', 'T_max', 'milestones', 'total_steps', 'step_size',

@@ -1,0 +1,61 @@
+"""Names that libraries have changed since the host's scripts were written.
+
+Each is supplied when a script that uses it is run, in that process.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def matplotlib_adjust_bbox() -> None:
+    """``adjust_bbox`` takes the renderer as an argument since 3.11."""
+    from matplotlib import _tight_bbox
+
+    stock = _tight_bbox.adjust_bbox
+    if inspect.signature(stock).parameters.get('renderer') is None:
+        return
+
+    @wraps(stock)
+    def adjust_bbox(fig: Any, bbox_inches: Any, *args: Any,
+                    **kwargs: Any) -> Callable:
+        if not args and 'renderer' not in kwargs:
+            kwargs['renderer'] = fig.canvas.get_renderer()
+        return stock(fig, bbox_inches, *args, **kwargs)
+
+    _tight_bbox.adjust_bbox = adjust_bbox
+
+
+def sklearn_n_iter() -> None:
+    """``TSNE(n_iter=)`` is called ``max_iter`` since scikit-learn 1.5."""
+    from sklearn import manifold
+
+    stock = manifold.TSNE
+
+    @wraps(stock, updated=())
+    def tsne(*args: Any, **kwargs: Any) -> Any:
+        if 'n_iter' in kwargs:
+            kwargs['max_iter'] = kwargs.pop('n_iter')
+        return stock(*args, **kwargs)
+
+    if 'n_iter' not in inspect.signature(stock).parameters:
+        manifold.TSNE = tsne
+
+
+def pandas_append() -> None:
+    """``DataFrame.append`` is gone since pandas 2."""
+    import pandas
+
+    def append(self: Any, other: Any) -> Any:
+        return pandas.concat([self, other])
+
+    if not hasattr(pandas.DataFrame, 'append'):
+        pandas.DataFrame.append = append
+
+
+SUPPLY = {
+    'browse_dataset': (matplotlib_adjust_bbox, ),
+    'vis_tsne': (sklearn_n_iter, ),
+    'shape_bias': (pandas_append, ),
+}
