@@ -148,6 +148,12 @@ def test_features_are_drawn_in_the_plane(work, stage, tmp_path):
     picture(pictures[0])
 
 
+def test_transforms_of_ours_are_found(tmp_path):
+    stock('vis_tsne', DIGITS, '--work-dir', tmp_path, '--max-num-samples', 4,
+          '--perplexity', 3, '--n-iter', 250, '--device', 'cpu')
+    assert list(tmp_path.rglob('*.png'))
+
+
 def test_folds_are_trained_on(work, tmp_path):
     stock('kfold-cross-valid', work / 'config.py', '--num-splits', 2,
           '--work-dir', tmp_path)

@@ -47,7 +47,11 @@ def run(arguments: list[str]) -> None:
                          f'{", ".join(sorted(known))}.')
     if find_spec('pkg_resources') is None:
         sys.path.append(str(MISSING))
+    from mmengine.registry import init_default_scope
+
     import gap_plugin  # noqa: F401, registers the parts; safe loading
+    # not all scripts do: a transform of ours is then not found
+    init_default_scope('mmpretrain')
     for supply in SUPPLY.get(name, ()):
         supply()
     path = known[name]
