@@ -6,7 +6,7 @@ checkpoints that MMEngine writes, without the code that a file may carry. It
 does nothing else.
 """
 
-from .compat import allow_host_checkpoints, check_host
+from .compat import allow_classes, allow_host_checkpoints, check_host
 
 check_host()
 allow_host_checkpoints()
@@ -30,5 +30,6 @@ from .version import __version__
 __all__ = [
     'BNNeck', 'Digits', 'GAPNeck', 'LinearHead', 'TimmFeatureBackbone',
     'TimmFeatureClassifier', 'TimmTestTransform', 'TimmTrainTransform',
-    '__version__', 'timm_test_pipeline', 'timm_train_pipeline'
+    '__version__', 'allow_classes', 'timm_test_pipeline',
+    'timm_train_pipeline'
 ]

@@ -120,6 +120,39 @@ def allow_host_checkpoints() -> None:
                 prefix, loader=_weights_only(loader), force=True)
 
 
+def allow_classes(*names: str) -> None:
+    """Let checkpoints hold objects of further classes.
+
+    For checkpoints of one's own that hold more than weights, such as the
+    ``argparse.Namespace`` that timm's training script leaves. Unpickling
+    calls a class with what the file says: allow none that acts on its
+    arguments (runs, deletes, connects).
+
+    Args:
+        names: Full names of classes, ``'package.module.Class'``.
+
+    Raises:
+        TypeError: If a name stands for no class.
+        ValueError: If there is nothing of that name.
+    """
+    allowed = []
+    for name in names:
+        module, _, attribute = name.rpartition('.')
+        try:
+            found = getattr(import_module(module), attribute)
+        except (AttributeError, ImportError, ValueError):
+            raise ValueError(
+                f'there is no class {name!r} to allow in checkpoints; give '
+                "full names, such as 'argparse.Namespace'.") from None
+        if not isinstance(found, type):
+            raise TypeError(
+                f'{name!r} is {type(found).__name__}, no class: functions in '
+                'a checkpoint are code, and are not allowed.')
+        # as a pair: MMEngine's own context takes bare classes away again
+        allowed.append((found, name))
+    torch.serialization.add_safe_globals(allowed)
+
+
 _FORCE, _FORBID = (f'TORCH_FORCE_{no}WEIGHTS_ONLY_LOAD' for no in ('', 'NO_'))
 _lock = threading.RLock()
 
@@ -143,7 +176,7 @@ def _weights_only(loader: Callable) -> Callable:
                     f'checkpoint {filename!r} carries pickled code, which is '
                     f'not run, or is damaged ({reason[:160]}): save its '
                     'weights alone, or allow classes that you trust with '
-                    'torch.serialization.add_safe_globals.') from None
+                    'gap_plugin.allow_classes(NAME).') from None
             finally:
                 for key, value in before.items():
                     os.environ.pop(key, None)

@@ -1,17 +1,30 @@
 """Hosts, and loading checkpoints without running code."""
 
+import argparse
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from mmpretrain import get_model
+from mmpretrain.apis import ImageClassificationInferencer
+from mmpretrain.registry import MODELS
 from test_backbone import Bomb
 
+import gap_plugin
 import gap_plugin.compat as compat
 
 
@@ -98,6 +111,156 @@ def test_loader_that_asks_for_full_unpickling_does_not_get_it(
     assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
 
 
+@pytest.fixture
+def bomb(tmp_path):
+    """A checkpoint that carries code, and the file that it would make."""
+    mark = tmp_path / 'mark'
+    torch.save(dict(state_dict={}, meta={}, bomb=Bomb(mark)),
+               tmp_path / 'bomb.pth')
+    yield tmp_path / 'bomb.pth'
+    assert not mark.exists()
+
+
+@pytest.fixture
+def url(bomb, monkeypatch):
+    """The same, behind a web server."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(bomb.parent))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, 'log_message',
+                        lambda *_: None)
+    monkeypatch.setenv('TORCH_HOME', str(bomb.parent / 'torch'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/bomb.pth'
+        server.shutdown()
+
+
+class Bucket:
+    """A client of object storage."""
+
+    content = b''
+
+    def __init__(self, **_):
+        pass
+
+    def get(self, name):
+        return self.content
+
+
+SCHEMES = {
+    '': '{path}',
+    'http://': '{url}',
+    'https://': '{url}',  # the same loader: no certificate here
+    'torchvision://': 'torchvision://bomb',
+    'modelzoo://': 'modelzoo://bomb',
+    'mmcls://': 'mmcls://bomb',
+    'openmmlab://': 'openmmlab://bomb',
+    'open-mmlab://': 'open-mmlab://bomb',
+    'pavi://': 'pavi://bomb',
+    r'(\S+\:)?s3://': 's3://bucket/bomb.pth',
+    r'(\S+\:)?petrel://': 'petrel://bucket/bomb.pth',
+}
+
+
+def test_every_scheme_is_tried():
+    assert set(SCHEMES) == set(CheckpointLoader._schemes)
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_code_is_refused_by_every_scheme(scheme, bomb, url, monkeypatch):
+    from mmengine.fileio import backends
+    from mmengine.runner import checkpoint
+    for models in ('torchvision', 'mmcls', 'external'):
+        monkeypatch.setattr(checkpoint, f'get_{models}_models',
+                            lambda: dict(bomb=url))
+    monkeypatch.setitem(backends.backends, 'petrel', Bucket)
+    monkeypatch.setattr(Bucket, 'content', bomb.read_bytes())
+    cloud = SimpleNamespace(get=lambda _: SimpleNamespace(
+        name='bomb.pth', download=partial(shutil.copy, bomb)))
+    monkeypatch.setitem(sys.modules, 'pavi',
+                        SimpleNamespace(modelcloud=cloud))
+    name = SCHEMES[scheme].format(path=bomb, url=url)
+    loader = CheckpointLoader._schemes[scheme]
+    with pytest.raises(ValueError, match='carries pickled code'):
+        loader(name, map_location='cpu')
+
+
+def test_a_file_address_is_not_opened(bomb):
+    with pytest.raises(FileNotFoundError):
+        CheckpointLoader.load_checkpoint(f'file://{bomb}', 'cpu')
+
+
+def runner(tmp_path, **settings):
+    model = dict(
+        type='TimmFeatureClassifier',
+        backbone=dict(type='TimmFeatureBackbone', model_name='test_resnet'),
+        neck=dict(type='GAPNeck'),
+        head=dict(type='LinearHead', num_classes=2))
+    return Runner(
+        model, str(tmp_path / 'w'), default_scope='mmpretrain',
+        train_dataloader=dict(
+            batch_size=1, sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='Digits', split='train', pipeline=[])),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        experiment_name=f'bomb_{time.monotonic_ns()}', **settings)
+
+
+@pytest.mark.parametrize('way', [
+    'load_from', 'resume', 'ema', 'init_cfg', 'get_model', 'inferencer'])
+def test_code_is_refused_on_every_way_into_a_model(way, bomb, tmp_path):
+    path = str(bomb)
+    ema = [dict(type='EMAHook')]
+    with pytest.raises(ValueError, match='carries pickled code'):
+        if way == 'load_from':
+            runner(tmp_path, load_from=path).train()
+        elif way in ('resume', 'ema'):
+            runner(tmp_path, load_from=path, resume=True,
+                   custom_hooks=ema if way == 'ema' else None).train()
+        else:
+            init_default_scope('mmpretrain')
+            cfg = Config(dict(model=dict(
+                type='ImageClassifier',
+                backbone=dict(type='TimmFeatureBackbone',
+                              model_name='test_resnet')),
+                test_dataloader=dict(dataset=dict(pipeline=[]))))
+            if way == 'init_cfg':
+                cfg.model.backbone.init_cfg = dict(type='Pretrained',
+                                                   checkpoint=path)
+                MODELS.build(cfg.model).init_weights()
+            elif way == 'get_model':
+                get_model(cfg, pretrained=path)
+            else:
+                ImageClassificationInferencer(cfg, pretrained=path)
+
+
+def test_classes_of_ones_own_are_allowed_by_name(tmp_path):
+    path = str(tmp_path / 'timm.pth')
+    torch.save(dict(state_dict={}, args=argparse.Namespace(lr=0.1)), path)
+    with pytest.raises(ValueError, match='Namespace.*allow_classes'):
+        CheckpointLoader.load_checkpoint(path, 'cpu')
+    code = f"""
+        import gap_plugin
+        from mmengine.runner import CheckpointLoader
+        gap_plugin.allow_classes('argparse.Namespace')
+        for _ in range(2):  # MMEngine's context takes bare classes away
+            done = CheckpointLoader.load_checkpoint({path!r}, 'cpu')
+        print(done['args'].lr)"""
+    assert run(code).stdout.strip().endswith('0.1')
+
+
+@pytest.mark.parametrize('name', ['Namespace', 'argparse.Nothing',
+                                  'no_such_module.Class', ''])
+def test_a_class_that_does_not_exist_is_named(name):
+    with pytest.raises(ValueError, match='there is no class') as info:
+        gap_plugin.allow_classes(name)
+    assert repr(name) in str(info.value) and '\n' not in str(info.value)
+
+
+def test_functions_are_not_allowed():
+    with pytest.raises(TypeError, match='os.system.*no class'):
+        gap_plugin.allow_classes('os.system')
+
+
 @pytest.mark.parametrize('missing', ['mmpretrain', 'mmengine', 'mmcv'])
 def test_import_without_a_host_gives_the_two_commands(missing):
     done = run(f"""
@@ -146,9 +309,4 @@ def test_import_neither_writes_files_nor_opens_sockets(tmp_path):
 
 def test_import_works_without_the_test_suite_around_it(tmp_path):
     done = run('import gap_plugin; print(gap_plugin.__version__)')
-    assert done.stdout.strip() == gap_plugin_version()
-
-
-def gap_plugin_version():
-    import gap_plugin
-    return gap_plugin.__version__
+    assert done.stdout.strip() == gap_plugin.__version__

@@ -1,5 +1,6 @@
 """MMPretrain's own scripts, unmodified, on our model."""
 
+import argparse
 import os
 import pickle
 import re
@@ -213,6 +214,20 @@ def test_a_checkpoint_with_code_is_refused(work, name, tmp_path):
     }[name]
     stock(name, *args, ok=False, cwd=tmp_path)
     assert not marker.exists()
+
+
+def test_a_module_of_ones_own_is_imported_first(tmp_path):
+    torch.save(dict(state_dict={}, args=argparse.Namespace()),
+               tmp_path / 'in.pth')
+    (tmp_path / 'allowed.py').write_text(
+        "import gap_plugin\ngap_plugin.allow_classes('argparse.Namespace')")
+    args = 'publish_model', 'in.pth', 'out.pth'
+    stock(*args, ok=False, cwd=tmp_path)
+    stock('--import', 'allowed', *args, cwd=tmp_path)
+    assert list(tmp_path.glob('out_*.pth'))
+    line = stock('--import', 'no_such', *args, ok=False, cwd=tmp_path)
+    assert line.strip().splitlines()[-1] == (
+        "ModuleNotFoundError: No module named 'no_such'")
 
 
 def test_an_unknown_script_is_named():

@@ -64,6 +64,10 @@ class TimmFeatureBackbone(BaseModule):
             parts stay in eval mode and run without autograd.
         norm_eval: Whether norm layers keep their running statistics.
         with_cp: Whether to use timm's gradient checkpointing.
+        deploy: Whether to build the network with its training branches
+            merged, for inference with weights that ``switch_to_deploy`` or
+            the host's ``reparameterize_model.py`` has merged, or with those
+            that ``pretrained`` or ``checkpoint_path`` give.
         img_size: Side, or height and width, of the image that the network
             is built for, and to which the preprocessing goes; None for its
             own. Position embeddings are resampled by timm's own filter.
@@ -100,6 +104,7 @@ class TimmFeatureBackbone(BaseModule):
                  frozen_stages: int | str = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 deploy: bool = False,
                  img_size: int | tuple[int, int] | None = None,
                  timm_kwargs: dict[str, Any] | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
@@ -130,6 +135,8 @@ class TimmFeatureBackbone(BaseModule):
         self.out_strides = self._path.strides
         for module in model.modules():  # ClassNumCheckHook would see them
             module.__dict__.pop('num_classes', None)
+        if deploy:
+            reparameterize_model(model, inplace=True)
         model.is_init = True  # timm has: MMEngine is not to do it again
         self.timm_model = model
 

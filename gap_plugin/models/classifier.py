@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import nn
 
 from ..timm_features import DataSource
 from .wiring import Wiring
+
+_CLASSIFICATION = SimpleNamespace(
+    results=[SimpleNamespace(task='Image Classification')])
 
 
 @MODELS.register_module()
@@ -72,6 +76,18 @@ class TimmFeatureClassifier(ImageClassifier):
             train_cfg=train_cfg,
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg)
+
+    @property
+    def _metainfo(self) -> Any:
+        """What ``mmpretrain.inference_model`` finds the inferencer by.
+
+        The host knows the task of models of its own zoo alone.
+        """
+        return self.__dict__.get('_zoo_entry') or _CLASSIFICATION
+
+    @_metainfo.setter
+    def _metainfo(self, entry: Any) -> None:
+        self.__dict__['_zoo_entry'] = entry
 
 
 def _fill_preprocessor(cfg: dict[str, Any], backbone: nn.Module,

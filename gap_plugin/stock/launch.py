@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,12 +36,18 @@ def run(arguments: list[str]) -> None:
     """Run a script as ``python SCRIPT ...`` would.
 
     Args:
-        arguments: Name of the script, with or without ``.py``, and its own.
+        arguments: Name of the script, with or without ``.py``, and its own;
+            ahead of it, any number of ``--import MODULE``.
 
     Raises:
         ValueError: If there is no such script.
+        ImportError: If there is no such module.
     """
     known = scripts()
+    imports = []
+    while arguments[:1] == ['--import'] and len(arguments) > 1:
+        imports.append(arguments[1])
+        arguments = arguments[2:]
     name = arguments[0].removesuffix('.py') if arguments else None
     if name not in known:
         raise ValueError(f'{name!r} is no script of MMPretrain, use one of '
@@ -52,6 +59,8 @@ def run(arguments: list[str]) -> None:
     import gap_plugin  # noqa: F401, registers the parts; safe loading
     # not all scripts do: a transform of ours is then not found
     init_default_scope('mmpretrain')
+    for module in imports:
+        import_module(module)
     for supply in SUPPLY.get(name, ()):
         supply()
     path = known[name]
