@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from mmcv.cnn import fuse_conv_bn
-from mmengine.model.utils import convert_sync_batchnorm
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint, save_checkpoint
@@ -657,17 +657,79 @@ def test_size_that_a_transformer_cannot_take_is_named():
     assert '224 x 224' in one_line(info) and 'img_size' in str(info.value)
 
 
-@pytest.mark.parametrize('convert', [
-    lambda m: convert_sync_batchnorm(m, 'torch'), fuse_conv_bn
-], ids=['sync_bn', 'fuse_conv_bn'])
-def test_activations_lost_to_the_hosts_converters_are_named(convert):
+def as_trained(backbone):
+    """Norms as different as after training."""
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, .5, 2.)
+            torch.nn.init.normal_(module.running_mean, std=.1)
+            torch.nn.init.uniform_(module.weight, .5, 1.)
+            torch.nn.init.normal_(module.bias, std=.1)
+    return backbone.eval()
+
+
+def sync(model):
+    return convert_sync_batchnorm(model, 'torch')
+
+
+def sync_and_back(model):
+    return revert_sync_batchnorm(sync(model))
+
+
+@pytest.mark.parametrize('convert', [sync, sync_and_back, fuse_conv_bn])
+@pytest.mark.parametrize('name', [
+    'test_resnet', 'test_efficientnet', 'mobilenetv3_small_050',
+    'regnety_002', 'repvit_m1', 'densenet121', 'efficientvit_m0'])
+def test_the_hosts_converters_change_no_output(name, convert):
+    backbone = as_trained(build(name))
+    x = images(name)
+    with torch.no_grad():
+        (before, ) = backbone(x)
+        backbone.timm_model = convert(backbone.timm_model)
+        backbone.eval()
+        for model in (backbone, backbone, copy.deepcopy(backbone)):
+            (after, ) = model(x)
+            error = (after - before).abs().max() / before.abs().max()
+            assert error < 1e-5
+
+
+def test_a_synchronised_norm_trains_as_before():
+    """Reverted, for SyncBatchNorm itself takes CUDA alone in training."""
+    backbone = as_trained(build('mobilenetv3_small_050')).train()
+    twin = copy.deepcopy(backbone)
+    twin.timm_model = sync(twin.timm_model)
+    x = images('mobilenetv3_small_050')
+    twin.eval()(x)  # where it is mended
+    twin.timm_model = revert_sync_batchnorm(twin.timm_model)
+    for model in (backbone, twin):
+        model.train()(x)[0].square().sum().backward()
+    grads = dict(backbone.named_parameters())
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[name].grad)
+    states = backbone.state_dict()
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(value, states[name])
+
+
+# in these, fuse_conv_bn takes norms for those of other layers
+@pytest.mark.parametrize('name', ['xcit_nano_12_p16_224', 'convmixer_768_32'])
+def test_a_network_that_is_fused_wrongly_is_refused(name):
+    backbone = as_trained(build(name))
+    fuse_conv_bn(backbone.timm_model)
+    x = images(name)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='fuse_conv_bn') as info:
+            backbone(x)
+    assert name in one_line(info)
+
+
+def test_an_activation_lost_to_another_converter_is_named():
     backbone = build('test_efficientnet').eval()
-    x = images('test_efficientnet')
-    backbone(x)
-    backbone.timm_model = convert(backbone.timm_model)
-    with pytest.raises(ValueError, match='lost an activation') as info:
-        backbone(x)
-    assert 'test_efficientnet' in one_line(info)
+    convert = torch.nn.GroupNorm
+    backbone.timm_model.bn1 = convert(1, backbone.timm_model.bn1.num_features)
+    with pytest.raises(ValueError, match='GroupNorm.*activation') as info:
+        backbone(images('test_efficientnet'))
+    assert "'bn1'" in one_line(info)
 
 
 def test_timms_own_converter_keeps_the_activations():
@@ -710,12 +772,7 @@ def test_error_that_is_not_about_the_size_passes_through():
                                   'resnet18'])
 def test_a_network_merged_for_deployment_gives_the_same(name):
     backbone = TimmFeatureBackbone(name)
-    for module in backbone.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # as after training
-            torch.nn.init.uniform_(module.running_var, .5, 2.)
-            torch.nn.init.normal_(module.running_mean, std=.1)
-            torch.nn.init.uniform_(module.weight, .5, 1.)
-    backbone.eval()
+    as_trained(backbone)
     x = torch.randn(2, 3, 64, 64)
     parameters = len(list(backbone.parameters()))
     with torch.no_grad():

@@ -1,12 +1,12 @@
 """Any timm network as an MMPretrain backbone."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
-from timm.layers import BatchNormAct2d
 from timm.models import reparameterize_model
 from torch import nn
 
@@ -29,6 +29,7 @@ from ..timm_features import (
     remember,
     takes_size,
 )
+from .conversions import NormConversions, fuses_rightly
 
 
 @MODELS.register_module()
@@ -140,13 +141,12 @@ class TimmFeatureBackbone(BaseModule):
         model.is_init = True  # timm has: MMEngine is not to do it again
         self.timm_model = model
 
-        # (owner, name) of the norms that hold the activation behind them
-        self._norm_acts = [
-            (owner, name) for owner in model.modules()
-            for name, norm in owner.named_children()
-            if isinstance(norm, BatchNormAct2d)
-            and not isinstance(norm.act, nn.Identity)
-        ]
+        self._converted = NormConversions(model)
+        self._build_another = partial(
+            TimmFeatureBackbone, model_name, in_channels=in_channels,
+            out_feature=out_feature, out_indices=out_indices, deploy=deploy,
+            img_size=img_size, timm_kwargs=timm_kwargs)
+        self._fuses: bool | None = None
         self._depths: dict[str, int] | None = None
         self._frozen_modules = freeze(model, frozen_stages)
         if with_cp:
@@ -183,13 +183,8 @@ class TimmFeatureBackbone(BaseModule):
                 f'{self.model_name!r} takes images (N, {self.in_channels}, '
                 f'H, W), got a tensor of shape {tuple(x.shape)}; in_channels '
                 'of the backbone sets the channel count.')
-        for owner, name in self._norm_acts:
-            if type(owner._modules[name]) in (nn.SyncBatchNorm, nn.Identity):
-                raise ValueError(
-                    f'{self.model_name!r} has lost an activation: '
-                    f"MMEngine's sync_bn or MMCV's fuse_conv_bn has replaced "
-                    f'{name!r}, a norm of timm that holds one; leave them '
-                    'out, or use timm.layers.convert_sync_batchnorm.')
+        if self._converted.mend():
+            self._check_fused()
         try:
             if self.frozen_stages == 'all':
                 with torch.no_grad():
@@ -254,6 +249,7 @@ class TimmFeatureBackbone(BaseModule):
         are left as they are. Source: ``timm.models.reparameterize_model``.
         """
         reparameterize_model(self.timm_model, inplace=True)
+        self._converted = NormConversions(self.timm_model)
 
     def apply(self, fn: Any) -> 'TimmFeatureBackbone':
         """As ``nn.Module.apply``, but loaded weights are left alone.
@@ -266,6 +262,20 @@ class TimmFeatureBackbone(BaseModule):
         if host_init and self._has_weights:
             return self
         return super().apply(fn)
+
+    def _check_fused(self) -> None:
+        """Refuse norms that were fused into other layers than their own.
+
+        ``fuse_conv_bn`` goes by the order in which layers were registered,
+        which not every network runs them in.
+        """
+        if self._fuses is None:
+            self._fuses = fuses_rightly(self._build_another())
+        if not self._fuses:
+            raise ValueError(
+                f"{self.model_name!r} does not survive MMCV's fuse_conv_bn, "
+                'which fuses norms with the wrong layers there: leave '
+                'fuse_conv_bn out.')
 
     def _before_load(self, state_dict: dict, prefix: str, *_: Any) -> None:
         if any(k.startswith(f'{prefix}timm_model.') for k in state_dict):
