@@ -1,9 +1,9 @@
 """timm networks as MMPretrain backbones.
 
 Importing this package registers its backbone, necks, head, classifier,
-dataset and transforms in MMPretrain's registries and lets torch read the
-checkpoints that MMEngine writes, without the code that a file may carry. It
-does nothing else.
+dataset, transforms and optimizer wrapper in MMPretrain's registries and lets
+torch read the checkpoints that MMEngine writes, without the code that a file
+may carry. It does nothing else.
 """
 
 from .compat import allow_classes, allow_host_checkpoints, check_host
@@ -19,6 +19,7 @@ from .models import (
     TimmFeatureBackbone,
     TimmFeatureClassifier,
 )
+from .optim import Bfloat16OptimWrapper
 from .preprocessing import (
     TimmTestTransform,
     TimmTrainTransform,
@@ -28,8 +29,8 @@ from .preprocessing import (
 from .version import __version__
 
 __all__ = [
-    'BNNeck', 'Digits', 'GAPNeck', 'LinearHead', 'TimmFeatureBackbone',
-    'TimmFeatureClassifier', 'TimmTestTransform', 'TimmTrainTransform',
-    '__version__', 'allow_classes', 'timm_test_pipeline',
-    'timm_train_pipeline'
+    'BNNeck', 'Bfloat16OptimWrapper', 'Digits', 'GAPNeck', 'LinearHead',
+    'TimmFeatureBackbone', 'TimmFeatureClassifier', 'TimmTestTransform',
+    'TimmTrainTransform', '__version__', 'allow_classes',
+    'timm_test_pipeline', 'timm_train_pipeline'
 ]

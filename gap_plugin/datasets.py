@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dataset import BaseDataset
+from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 from PIL import Image
 
@@ -24,7 +24,7 @@ class Digits(BaseDataset):
     Args:
         split: ``'train'`` (1442 images), ``'test'`` (355) or ``'all'``.
         pipeline: Transforms; the images need no loading.
-        **kwargs: Further arguments of MMEngine's ``BaseDataset``.
+        **kwargs: Further arguments of MMPretrain's ``BaseDataset``.
 
     Raises:
         ValueError: If there is no such split.
@@ -41,7 +41,7 @@ class Digits(BaseDataset):
             raise ValueError(
                 f'split of Digits must be one of {_SPLITS}, got {split!r}.')
         self.split = split
-        super().__init__(pipeline=pipeline, **kwargs)
+        super().__init__('', pipeline=pipeline, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Read the images: ``img`` (8, 8, 3) uint8 and ``gt_label``."""

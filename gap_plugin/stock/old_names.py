@@ -54,7 +54,18 @@ def pandas_append() -> None:
         pandas.DataFrame.append = append
 
 
+def numpy_in1d() -> None:
+    """``numpy.in1d``, which metrics of retrieval use, is gone since 2.4."""
+    import numpy
+
+    if not hasattr(numpy, 'in1d'):
+        numpy.in1d = numpy.isin
+
+
 SUPPLY = {
+    'train': (numpy_in1d, ),
+    'test': (numpy_in1d, ),
+    'eval_metric': (numpy_in1d, ),
     'browse_dataset': (matplotlib_adjust_bbox, ),
     'vis_tsne': (sklearn_n_iter, ),
     'shape_bias': (pandas_append, ),

@@ -1,0 +1,45 @@
+"""Short runs of MMEngine's runner on a few digits."""
+
+import itertools
+
+from mmengine.runner import Runner
+
+_count = itertools.count()
+
+PIPELINE = [dict(type='Resize', scale=(32, 32)), dict(type='PackInputs')]
+
+
+def model(network='test_resnet', **backbone):
+    """A classifier of ten digits, as a config."""
+    return dict(
+        type='TimmFeatureClassifier',
+        backbone=dict(type='TimmFeatureBackbone', model_name=network,
+                      **{'img_size': 32, **backbone}),
+        neck=[dict(type='GAPNeck'), dict(type='BNNeck')],
+        head=dict(type='LinearHead', num_classes=10))
+
+
+def data(split, count=32, batch_size=8, pipeline=PIPELINE):
+    """A dataloader of the first digits of a split, as a config."""
+    return dict(
+        batch_size=batch_size, num_workers=0, persistent_workers=False,
+        sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
+        collate_fn=dict(type='default_collate'),
+        dataset=dict(type='Digits', split=split, indices=count,
+                     pipeline=pipeline))
+
+
+def runner(work_dir, epochs=1, **changes):
+    """A runner whose settings can each be replaced."""
+    settings = dict(
+        model=model(), train_dataloader=data('train'),
+        val_dataloader=data('test'),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs), val_cfg=dict(),
+        val_evaluator=dict(type='Accuracy'),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
+        randomness=dict(seed=0), default_scope='mmpretrain',
+        visualizer=dict(type='UniversalVisualizer',
+                        vis_backends=[dict(type='LocalVisBackend')]))
+    settings.update(changes)
+    return Runner(work_dir=str(work_dir),
+                  experiment_name=f'run_{next(_count)}', **settings)
