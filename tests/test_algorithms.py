@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
-from runs import PIPELINE, data, model, runner
+from runs import PIPELINE, data, model, runner, voc
 
 from gap_plugin import TimmFeatureBackbone
 
@@ -174,29 +174,6 @@ def test_images_are_retrieved_by_an_image(network, tmp_path):
     metrics = json.loads(result.read_text())
     assert 0 < metrics['retrieval/Recall@5'] <= 100
     assert metrics['retrieval/Recall@1'] <= metrics['retrieval/Recall@5']
-
-
-BOX = """<object><name>{name}</name><difficult>0</difficult><bndbox>
-<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"""
-
-
-def voc(root):
-    """A few images laid out as PASCAL VOC is."""
-    rng = np.random.default_rng(0)
-    for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-        (root / folder).mkdir(parents=True)
-    names = [f'{i:06}' for i in range(8)]
-    for i, name in enumerate(names):
-        pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(root / 'JPEGImages' / f'{name}.jpg')
-        objects = ''.join(BOX.format(name=n) for n in
-                          (['cat', 'dog'], ['dog'], ['person'])[i % 3])
-        (root / 'Annotations' / f'{name}.xml').write_text(
-            f'<annotation>{objects}</annotation>')
-    for split in ('trainval', 'test'):
-        (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text(
-            '\n'.join(names))
-    return root
 
 
 @pytest.mark.parametrize('network', NETWORKS)

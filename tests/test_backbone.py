@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gap_plugin import TimmFeatureBackbone
+from gap_plugin.timm_features import layer_depths
 from networks import TINY, images, raw
 
 
@@ -782,3 +783,21 @@ def test_a_network_merged_for_deployment_gives_the_same(name):
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
     assert (len(list(backbone.parameters())) < parameters) is (
         name != 'resnet18')
+
+
+@pytest.mark.parametrize('name', ['test_efficientnet', 'test_vit',
+                                  'test_convnext'])
+def test_bias_and_norm_alone_are_tuned(name):
+    backbone = build(name, tune='bias_and_norm', frozen_stages=0)
+    stem = layer_depths(backbone.timm_model, coarse=True)
+    for key, parameter in backbone.timm_model.named_parameters():
+        owner = backbone.timm_model.get_submodule(key.rpartition('.')[0])
+        part = key.endswith('bias') or isinstance(
+            owner, nn.LayerNorm | nn.BatchNorm2d)
+        assert parameter.requires_grad is (part and stem[key] > 0), key
+    backbone.train()(images(name))[0].sum().backward()
+
+
+def test_an_unknown_part_to_tune_is_named():
+    with pytest.raises(ValueError, match="'bias_and_norm', got 'bias'"):
+        build(tune='bias')

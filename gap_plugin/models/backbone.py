@@ -28,6 +28,7 @@ from ..timm_features import (
     refuses,
     remember,
     takes_size,
+    tune_part,
 )
 from .conversions import NormConversions, fuses_rightly
 
@@ -63,6 +64,8 @@ class TimmFeatureBackbone(BaseModule):
         frozen_stages: -1: nothing; 0: the stem; k: stem and first k stages
             (by timm's ``group_matcher``); ``'all'``: everything. Frozen
             parts stay in eval mode and run without autograd.
+        tune: What of the rest is trained: ``'all'``, or
+            ``'bias_and_norm'``, biases and norm layers alone (BitFit).
         norm_eval: Whether norm layers keep their running statistics.
         with_cp: Whether to use timm's gradient checkpointing.
         channels_last: Whether weights and images lie in memory as NHWC, which
@@ -106,6 +109,7 @@ class TimmFeatureBackbone(BaseModule):
                  out_feature: str = 'final_conv',
                  out_indices: tuple[int, ...] | None = None,
                  frozen_stages: int | str = -1,
+                 tune: str = 'all',
                  norm_eval: bool = False,
                  with_cp: bool = False,
                  channels_last: bool = False,
@@ -156,6 +160,7 @@ class TimmFeatureBackbone(BaseModule):
         self._fuses: bool | None = None
         self._depths: dict[str, int] | None = None
         self._frozen_modules = freeze(model, frozen_stages)
+        tune_part(model, tune)
         if with_cp:
             try:
                 model.set_grad_checkpointing(True)

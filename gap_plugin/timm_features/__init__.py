@@ -21,7 +21,7 @@ from .data import (
     pair,
     remember,
 )
-from .depth import freeze, layer_depths
+from .depth import freeze, layer_depths, tune_part
 from .feature_map import FeaturePath, prepare, read_features, refuses
 from .sizes import near_sizes, takes_size
 from .trace import INPUT_ERRORS, probe
@@ -32,5 +32,5 @@ __all__ = [
     'NetworkSpec', 'check_name', 'check_size', 'create_network',
     'data_source', 'first_line', 'freeze', 'is_registered', 'last_built',
     'layer_depths', 'near_sizes', 'pair', 'prepare', 'probe',
-    'read_features', 'refuses', 'remember', 'takes_size'
+    'read_features', 'refuses', 'remember', 'takes_size', 'tune_part'
 ]

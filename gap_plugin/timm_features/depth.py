@@ -1,4 +1,4 @@
-"""How deep each parameter lies, by timm's own grouping."""
+"""How deep each parameter lies, by timm's own grouping; what is trained."""
 
 from timm.models import group_parameters
 from torch import nn
@@ -88,6 +88,30 @@ def freeze(model: nn.Module, stages: int | str) -> list[str]:
             frozen.append(name)
             inside.update(module.modules())
     return frozen
+
+
+def tune_part(model: nn.Module, part: str) -> None:
+    """Leave only a part of a network's parameters trainable.
+
+    Args:
+        model: A timm network, whose parameters are changed in place.
+        part: ``'all'``: as they are; ``'bias_and_norm'``: biases, and the
+            scales and shifts of norm layers (BitFit, arXiv 2106.10199).
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    if part not in ('all', 'bias_and_norm'):
+        raise ValueError(
+            f"tune must be 'all' or 'bias_and_norm', got {part!r}.")
+    if part == 'all':
+        return
+    for module in model.modules():
+        # timm's own norms have no common base
+        norm = 'norm' in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            if not (norm or name.endswith('bias')):
+                parameter.requires_grad_(False)
 
 
 def _group_names(depths: dict[str, int]) -> list[str]:
