@@ -11,7 +11,7 @@ from mmpretrain.registry import MODELS
 from PIL import Image
 from runs import PIPELINE, data, model, runner
 
-from gap_plugin.optim import Bfloat16OptimWrapper
+from gap_plugin.engine import Bfloat16OptimWrapper
 
 
 def states(checkpoint):

@@ -26,6 +26,7 @@ from common import (
     load_config,
     store_parser,
 )
+from gap_plugin.files import replacing
 from gap_plugin.probing import (
     FeatureStore,
     ProbeResult,
@@ -34,7 +35,6 @@ from gap_plugin.probing import (
     grid,
     knn,
     probe,
-    replacing,
     save_whole,
 )
 

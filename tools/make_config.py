@@ -20,7 +20,7 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 
 from gap_plugin.datasets import some
-from gap_plugin.probing import replacing
+from gap_plugin.files import replacing
 from gap_plugin.timm_features import check_name, is_registered
 from image_data import KNOWN, Data, folder_data, known_data, listed_data
 
@@ -140,7 +140,7 @@ auto_scale_lr = dict(base_batch_size={batch})
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20),
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=2,
+        type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2,
         save_best='auto'),
     visualization=dict(type='VisualizationHook', enable=False))
 visualizer = dict(

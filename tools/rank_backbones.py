@@ -43,7 +43,8 @@ import gap_plugin
 import make_config
 from common import add_setting_flags, build_classifier
 from gap_plugin.compat import versions
-from gap_plugin.probing import extract, grid, probe, remove, replacing
+from gap_plugin.files import replacing
+from gap_plugin.probing import extract, grid, probe, remove
 from gap_plugin.probing.images import (
     build_dataset,
     data_list,

@@ -15,11 +15,11 @@ from .few_labels import few_shot, knn
 from .fixed_part import FixedPart
 from .images import SPLITS
 from .probe import ProbeResult, probe, save_whole
-from .store import FeatureStore, StoreWriter, remove, replacing
+from .store import FeatureStore, StoreWriter, remove
 from .stored_model import check_frozen, probe_model
 
 __all__ = [
     'SPLITS', 'FeatureStore', 'FixedPart', 'ProbeResult', 'StoreWriter',
     'check_frozen', 'extract', 'few_shot', 'grid', 'knn', 'probe',
-    'probe_model', 'remove', 'replacing', 'save_whole'
+    'probe_model', 'remove', 'save_whole'
 ]

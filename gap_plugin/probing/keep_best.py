@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from .store import replacing
+from ..files import replacing
 
 
 class KeepBest(CheckpointHook):

@@ -18,13 +18,14 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..files import replacing
 from .batches import FeatureBatches, feature_loader
 from .candidates import Candidates, EachCandidate
 from .evaluation import WholeBatches, build_evaluator
 from .fixed_part import weights_of
 from .images import check_split
 from .keep_best import KeepBest
-from .store import FeatureStore, differing, replacing
+from .store import FeatureStore, differing
 from .stored_model import probe_model
 
 

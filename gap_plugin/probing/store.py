@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..files import replacing, sync
 
 _ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
 _DESCRIPTION = 'store.json'
@@ -252,7 +253,7 @@ class StoreWriter:
         for name in ('done', 'plan.json'):
             (self.partial / name).unlink()
         os.replace(self.partial, self.folder)
-        _sync(self.folder.parent)
+        sync(self.folder.parent)
         return FeatureStore(self.folder)
 
 
@@ -308,45 +309,6 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A file to write in place of another: it is whole, or not there.
-
-    Yields:
-        The path to write to, which becomes ``path`` on the disk afterwards.
-
-    Raises:
-        OSError: If the disk does not take it; ``path`` is as before.
-    """
-    path = Path(path)
-    temporary = path.with_name(f'{path.name}.tmp')
-    try:
-        yield temporary
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch.save's writer gives no OSError
-        if (isinstance(error, RuntimeError)
-                and 'inline_container' not in str(error)):
-            raise
-        raise OSError(
-            f'cannot write {str(path)!r}, the disk may be full '
-            f'({str(error).splitlines()[0][:120]}): free space and run '
-            'again; what was there is whole.') from None
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
 def _write(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + '\n')
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,146 @@
+"""Checkpoints that a kill at any moment leaves whole."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS
+
+from ..files import sync
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """A ``CheckpointHook`` whose files are whole or not there.
+
+    MMEngine's own writes over a checkpoint in place (with ``save_best``, over
+    the one that ``--resume`` would take) and removes old ones ahead of
+    writing the new one. Here a checkpoint is written beside its place and
+    renamed, and what is outdated is removed afterwards. On object storage,
+    which does so by itself, checkpoints are MMEngine's.
+
+    With ``FlexibleRunner``, whose re-saved checkpoints say one epoch too
+    many, so that a resumed run leaves an epoch out, they say the right one.
+
+    Arguments as in ``CheckpointHook``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._position: dict[str, int] = {}
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Set epoch and iteration to those of the step that is saved."""
+        checkpoint['meta'].update(self._position)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int,
+                                   meta: dict[str, int]) -> None:
+        self._position = dict(meta)
+        try:
+            with self._whole(runner) as careful, _pointing(careful):
+                super()._save_checkpoint_with_step(careful, step, meta)
+        finally:
+            self._position = {}
+
+    def _save_best_checkpoint(self, runner: Runner,
+                              metrics: dict[str, Any]) -> None:
+        with self._whole(runner) as careful:
+            super()._save_best_checkpoint(careful, metrics)
+
+    @contextmanager
+    def _whole(self, runner: Any) -> Iterator[Any]:
+        """A runner that renames into place; removals wait for the end."""
+        backend = self.file_backend
+        if not isinstance(backend, LocalBackend):  # or one of these already
+            yield runner
+            return
+        self.file_backend = later = _RemovingLater(backend)
+        try:
+            yield _Renaming(runner)
+        finally:
+            self.file_backend = backend
+        for path, remove in later.outdated.items():
+            if path not in (self.last_ckpt, self.best_ckpt_path):
+                remove(path)
+
+
+class _RemovingLater:
+    """A file backend that notes what to remove."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self._backend = backend
+        self.outdated: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.outdated[path] = self._backend.remove
+
+    def rmtree(self, path: str) -> None:
+        self.outdated[path] = self._backend.rmtree
+
+
+class _Renaming:
+    """A runner whose checkpoints are renamed into place."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.work_dir = runner.work_dir
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any,
+                        **kwargs: Any) -> None:
+        path = Path(out_dir) / filename
+        partial = path.with_name(f'{filename}.partial')
+        try:
+            self._runner.save_checkpoint(out_dir, partial.name, *args,
+                                         **kwargs)
+        except OSError:  # the disk is full
+            partial.unlink(missing_ok=True)
+            raise
+        barrier()  # of a sharded one, each process has written a part
+        if is_main_process():
+            _rename(partial, path)
+
+
+def _rename(partial: Path, path: Path) -> None:
+    """Put a file, or a folder of a sharded checkpoint, in its place."""
+    if partial.is_dir():
+        former = path.with_name(f'{path.name}.former')
+        if path.exists():
+            os.replace(path, former)
+        os.replace(partial, path)
+        shutil.rmtree(former, ignore_errors=True)
+    else:
+        with open(partial, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    sync(path.parent)
+
+
+@contextmanager
+def _pointing(runner: Any) -> Iterator[None]:
+    """Rename the file ``last_checkpoint``, too, after the checkpoint."""
+    if not isinstance(runner, _Renaming) or not is_main_process():
+        yield
+        return
+    folder = runner.work_dir
+    with TemporaryDirectory(dir=folder) as runner.work_dir:
+        try:
+            yield
+            os.replace(Path(runner.work_dir) / 'last_checkpoint',
+                       Path(folder) / 'last_checkpoint')
+        finally:
+            runner.work_dir = folder
