@@ -10,7 +10,7 @@ import importlib
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
@@ -29,8 +29,6 @@ def toolbox(name):
     except (ImportError, AssertionError) as error:
         pytest.skip(f'{name} cannot be imported: {error}')
     init_default_scope(name)
-    importlib.import_module(f'{name}.utils').register_all_modules(
-        init_default_scope=False)
     return models
 
 
@@ -42,8 +40,7 @@ def backbone(name):
 
 def step_and_predict(model, batch):
     """One training step, in which everything trains, and a prediction."""
-    optim = build_optim_wrapper(model, dict(
-        optimizer=dict(type='SGD', lr=1e-3)))
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
     model.train()
     losses = model.train_step(batch, optim)
     assert torch.isfinite(losses['loss'])
