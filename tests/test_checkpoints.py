@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from runs import data, model, runner
 
@@ -146,7 +147,7 @@ def test_the_hosts_own_hook_loses_checkpoints(tmp_path):
 def test_a_flexible_run_goes_on_at_the_right_epoch(tmp_path):
     def flexible(name, epochs, **changes):
         cfg = dict(
-            type='FlexibleRunner', model=model(),
+            runner_type='FlexibleRunner', model=model(),
             work_dir=str(tmp_path / name), strategy=dict(
                 type='SingleDeviceStrategy'),
             train_dataloader=data('train'), val_dataloader=data('test'),
@@ -154,8 +155,10 @@ def test_a_flexible_run_goes_on_at_the_right_epoch(tmp_path):
             val_evaluator=dict(type='Accuracy'), default_hooks=HOOKS,
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05)),
             randomness=dict(seed=0), default_scope='mmpretrain',
-            experiment_name=f'{name}{epochs}', **changes)
-        return RUNNERS.build(cfg)
+            env_cfg=dict(), experiment_name=f'{name}{epochs}', **changes)
+        run = RUNNERS.build(Config(cfg))
+        assert type(run).__name__ == 'FlexibleRunner'
+        return run
 
     flexible('whole', 4).train()
     flexible('parts', 2).train()

@@ -33,23 +33,10 @@ class AtomicCheckpointHook(CheckpointHook):
     Arguments as in ``CheckpointHook``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._position: dict[str, int] = {}
-
-    def before_save_checkpoint(self, runner: Runner,
-                               checkpoint: dict) -> None:
-        """Set epoch and iteration to those of the step that is saved."""
-        checkpoint['meta'].update(self._position)
-
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict[str, int]) -> None:
-        self._position = dict(meta)
-        try:
-            with self._whole(runner) as careful, _pointing(careful):
-                super()._save_checkpoint_with_step(careful, step, meta)
-        finally:
-            self._position = {}
+        with self._whole(runner) as careful, _pointing(careful):
+            super()._save_checkpoint_with_step(careful, step, meta)
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: dict[str, Any]) -> None:
@@ -105,14 +92,38 @@ class _Renaming:
         path = Path(out_dir) / filename
         partial = path.with_name(f'{filename}.partial')
         try:
-            self._runner.save_checkpoint(out_dir, partial.name, *args,
-                                         **kwargs)
+            with _at(self._runner, kwargs['meta']):
+                self._runner.save_checkpoint(out_dir, partial.name, *args,
+                                             **kwargs)
         except OSError:  # the disk is full
             partial.unlink(missing_ok=True)
             raise
         barrier()  # of a sharded one, each process has written a part
         if is_main_process():
             _rename(partial, path)
+
+
+@contextmanager
+def _at(runner: Runner, meta: dict[str, int]) -> Iterator[None]:
+    """Let checkpoints of a ``FlexibleRunner`` say where they were made.
+
+    It writes over epoch and iteration that it is given.
+    """
+    strategy = getattr(runner, 'strategy', None)
+    if strategy is None:
+        yield
+        return
+    position, save = dict(meta), strategy.save_checkpoint
+
+    def save_checkpoint(*args: Any, extra_ckpt: dict, **kwargs: Any) -> None:
+        extra_ckpt['meta'].update(position)
+        save(*args, extra_ckpt=extra_ckpt, **kwargs)
+
+    strategy.save_checkpoint = save_checkpoint
+    try:
+        yield
+    finally:
+        del strategy.save_checkpoint
 
 
 def _rename(partial: Path, path: Path) -> None:
