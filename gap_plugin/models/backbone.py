@@ -140,6 +140,8 @@ class TimmFeatureBackbone(BaseModule):
         # of the last map: the host's tools ask for it
         self.out_indices = (-1, ) if out_indices is None else tuple(
             out_indices)
+        # for the host's vis_cam.py --vit-like
+        self.num_extra_tokens = getattr(model, 'num_prefix_tokens', 0)
         self.out_channels = self._path.channels
         self.out_strides = self._path.strides
         for module in model.modules():  # ClassNumCheckHook would see them
