@@ -8,6 +8,8 @@ from timm.models import get_pretrained_cfg, list_modules
 from gap_plugin import TimmFeatureBackbone
 from networks import SMALLEST, UNPADDED
 
+pytestmark = pytest.mark.sweep
+
 
 @pytest.mark.parametrize('name', timm.list_models())
 def test_gives_one_map_of_the_published_width_and_stride(name):

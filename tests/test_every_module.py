@@ -10,6 +10,7 @@ import torch
 from gap_plugin import GAPNeck, TimmFeatureBackbone
 from networks import SMALLEST, TINY, UNPADDED, image_size, images, raw
 
+pytestmark = pytest.mark.sweep
 every_module = pytest.mark.parametrize('name', SMALLEST.values())
 
 
