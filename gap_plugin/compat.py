@@ -148,8 +148,10 @@ def allow_classes(*names: str) -> None:
             raise TypeError(
                 f'{name!r} is {type(found).__name__}, no class: functions in '
                 'a checkpoint are code, and are not allowed.')
-        # as a pair: MMEngine's own context takes bare classes away again
-        allowed.append((found, name))
+        # as pairs: MMEngine's own context takes bare classes away again; a
+        # file has the name of the module that a class was made in
+        made_in = f'{found.__module__}.{found.__qualname__}'
+        allowed += [(found, name), (found, made_in)]
     torch.serialization.add_safe_globals(allowed)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gap_plugin import TimmFeatureBackbone
-from gap_plugin.timm_features import layer_depths
+from gap_plugin.timm_features import last_built, layer_depths
 from networks import TINY, images, raw
 
 
@@ -801,3 +801,31 @@ def test_bias_and_norm_alone_are_tuned(name):
 def test_an_unknown_part_to_tune_is_named():
     with pytest.raises(ValueError, match="'bias_and_norm', got 'bias'"):
         build(tune='bias')
+
+
+@pytest.mark.parametrize('stages', [1, 'all'])
+def test_what_is_frozen_stays_so_when_it_is_merged(stages):
+    merged = build('repvgg_a0', frozen_stages=stages)
+    merged.switch_to_deploy()
+    built = build('repvgg_a0', frozen_stages=stages, deploy=True)
+    assert {n: p.requires_grad for n, p in merged.named_parameters()} == {
+        n: p.requires_grad for n, p in built.named_parameters()}
+    assert not merged.timm_model.stem.reparam_conv.weight.requires_grad
+
+
+def test_looking_into_a_fusion_has_no_side_effects():
+    backbone = as_trained(build('test_resnet'))
+    other = build('test_vit')
+    fuse_conv_bn(backbone.timm_model)
+    torch.manual_seed(5)
+    backbone(images('test_resnet'))
+    numbers = torch.rand(3)
+    torch.manual_seed(5)
+    images('test_resnet')
+    assert torch.equal(numbers, torch.rand(3))
+    assert last_built()[0] is other.data_source
+
+
+def test_channels_last_leaves_other_ranks_alone():
+    backbone = build('lambda_resnet26t', channels_last=True)
+    assert any(p.ndim == 5 for p in backbone.parameters())

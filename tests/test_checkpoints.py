@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from runs import data, model, runner
 
+from gap_plugin.engine.checkpoint import _Renaming
+
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
@@ -141,7 +143,11 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
 
 def test_the_hosts_own_hook_loses_checkpoints(tmp_path):
     """Or this hook is not needed any more."""
-    assert killed('CheckpointHook', tmp_path, 1, 1).returncode != 0
+    done = killed('CheckpointHook', tmp_path, 1, 1)
+    assert done.returncode != 0
+    # half of a checkpoint, under the name of a whole one
+    assert re.search(r'in load$', done.stderr, re.M), done.stderr[-2000:]
+    assert done.stdout.startswith('1 9')
 
 
 def test_a_flexible_run_goes_on_at_the_right_epoch(tmp_path):
@@ -167,6 +173,48 @@ def test_a_flexible_run_goes_on_at_the_right_epoch(tmp_path):
     flexible('parts', 4, resume=True).train()
     same(tmp_path / 'parts' / 'epoch_4.pth', tmp_path / 'whole' /
          'epoch_4.pth')
+
+
+@pytest.mark.parametrize('best', [None, ['accuracy/top1', 'accuracy/top5']])
+def test_outdated_checkpoints_are_removed(tmp_path, best):
+    hooks = dict(checkpoint=dict(HOOKS['checkpoint'], save_best=best,
+                                 max_keep_ckpts=2))
+    runner(tmp_path, 4, default_hooks=hooks, val_evaluator=dict(
+        type='Accuracy', topk=(1, 5))).train()
+    assert {p.name for p in tmp_path.glob('epoch_*.pth')} == {
+        'epoch_3.pth', 'epoch_4.pth'}
+    for key in best or []:
+        name = key.replace('/', '_')
+        assert len(list(tmp_path.glob(f'best_{name}_*.pth'))) == 1
+
+
+def test_a_sharded_checkpoint_is_a_folder_in_its_place(tmp_path):
+    class Sharding:
+        work_dir, strategy = str(tmp_path), None
+        parts = 2
+
+        def save_checkpoint(self, out_dir, filename, meta):
+            for i in range(self.parts):
+                folder = Path(out_dir) / filename
+                folder.mkdir(exist_ok=True)
+                (folder / f'rank{i}.pth').write_text(str(self.parts))
+            if self.parts == 1:
+                raise RuntimeError('inline_container: file write failed')
+
+    run = Sharding()
+    for leftover in ('a.pth.partial', 'a.pth.former'):  # of a killed run
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / 'rank7.pth').touch()
+    for _ in range(2):
+        _Renaming(run).save_checkpoint(str(tmp_path), 'a.pth', meta={})
+        assert sorted(os.listdir(tmp_path)) == ['a.pth']
+        assert sorted(os.listdir(tmp_path / 'a.pth')) == [
+            'rank0.pth', 'rank1.pth']
+    run.parts = 1
+    with pytest.raises(RuntimeError, match='write failed'):
+        _Renaming(run).save_checkpoint(str(tmp_path), 'a.pth', meta={})
+    assert sorted(os.listdir(tmp_path)) == ['a.pth']
+    assert (tmp_path / 'a.pth' / 'rank0.pth').read_text() == '2'
 
 
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):

@@ -248,6 +248,16 @@ def test_classes_of_ones_own_are_allowed_by_name(tmp_path):
     assert run(code).stdout.strip().endswith('0.1')
 
 
+def test_a_class_is_allowed_by_the_name_that_people_use(tmp_path):
+    path = str(tmp_path / 'config.pth')
+    torch.save(dict(state_dict={}, cfg=Config(dict(a=1))._cfg_dict), path)
+    code = f"""
+        import gap_plugin, torch
+        gap_plugin.allow_classes('mmengine.ConfigDict')
+        print(torch.load({path!r})['cfg'].a)"""
+    assert run(code).stdout.strip().endswith('1')
+
+
 @pytest.mark.parametrize('name', ['Namespace', 'argparse.Nothing',
                                   'no_such_module.Class', ''])
 def test_a_class_that_does_not_exist_is_named(name):

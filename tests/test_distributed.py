@@ -67,7 +67,8 @@ def start(cfg, processes, *flags):
     command += ['--work-dir', cfg.parent / 'w', *flags]
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=environment())
+        stderr=subprocess.STDOUT, text=True, env=environment(),
+        cwd=cfg.parent)
 
 
 def finish(process, ok=True):
@@ -174,7 +175,7 @@ def shard(backbone, policy):
                     only_wrap_children=True)
 
 
-# 20 000 parameters, so that small networks are divided, too
+# from 20 000 parameters on, so that small networks are divided, too
 POLICY = partial(timm_auto_wrap_policy, min_num_params=20_000)
 
 
@@ -193,6 +194,19 @@ def test_sharded_parts_are_there_when_they_are_used(name):
     assert units > 1
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_config_divides_most_of_its_network():
+    cfg = Config.fromfile(ROOT / 'configs' / 'fsdp' /
+                          'vit_small_patch16_224.py')
+    least = cfg.strategy.model_wrapper.auto_wrap_policy.min_num_params
+    with torch.device('meta'):
+        backbone = TimmFeatureBackbone(cfg.model.backbone.model_name)
+        count = sum(p.numel() for p in backbone.parameters())
+        shard(backbone, partial(timm_auto_wrap_policy, min_num_params=least))
+    units = [m for m in backbone.modules() if isinstance(m, Unit)]
+    inside = sum(p.numel() for unit in units for _, _, p in unit.own)
+    assert inside > 0.9 * count and len(units) >= 24
 
 
 def test_pytorchs_own_policy_is_wrong_for_timm():

@@ -131,6 +131,7 @@ def test_several_labels_are_evaluated(folder, tmp_path):
     metrics = runner.val()
     assert 0 < metrics['multi-label/mAP'] <= 100
     assert runner.model.data_preprocessor.to_onehot
+    assert list(tmp_path.glob('best_multi-label_mAP_*.pth'))
 
 
 def test_two_views_predict_each_other(folder, tmp_path):

@@ -16,6 +16,7 @@ from torch import nn
 import gap_plugin  # noqa: F401, registers the parts for every config
 from gap_plugin.compat import init_cpu_group
 from gap_plugin.probing import FeatureStore, extract
+from gap_plugin.stock.old_names import numpy_in1d
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -69,6 +70,7 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
     """
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    numpy_in1d()  # for the host's metrics of retrieval
     if init_cpu_group(args.launcher):
         wrapper = cfg.get('model_wrapper_cfg') or dict(
             type='MMDistributedDataParallel',

@@ -38,6 +38,8 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         else:
             cfg.optim_wrapper.type = 'Bfloat16OptimWrapper'
+            for key in ('loss_scale', 'dtype'):
+                cfg.optim_wrapper.pop(key, None)
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -25,7 +25,8 @@ class AtomicCheckpointHook(CheckpointHook):
     the one that ``--resume`` would take) and removes old ones ahead of
     writing the new one. Here a checkpoint is written beside its place and
     renamed, and what is outdated is removed afterwards. On object storage,
-    which does so by itself, checkpoints are MMEngine's.
+    which does so by itself, checkpoints are MMEngine's. A sharded one is a
+    folder: saved again, its former state is ``.former`` for a moment.
 
     With ``FlexibleRunner``, whose re-saved checkpoints say one epoch too
     many, so that a resumed run leaves an epoch out, they say the right one.
@@ -51,12 +52,13 @@ class AtomicCheckpointHook(CheckpointHook):
             yield runner
             return
         self.file_backend = later = _RemovingLater(backend)
+        careful = _Renaming(runner)
         try:
-            yield _Renaming(runner)
+            yield careful
         finally:
             self.file_backend = backend
         for path, remove in later.outdated.items():
-            if path not in (self.last_ckpt, self.best_ckpt_path):
+            if Path(path) not in careful.written:
                 remove(path)
 
 
@@ -83,6 +85,7 @@ class _Renaming:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.work_dir = runner.work_dir
+        self.written: set[Path] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
@@ -91,16 +94,21 @@ class _Renaming:
                         **kwargs: Any) -> None:
         path = Path(out_dir) / filename
         partial = path.with_name(f'{filename}.partial')
+        if is_main_process():
+            _clear(partial)  # of a run that was killed
+        barrier()
         try:
             with _at(self._runner, kwargs['meta']):
                 self._runner.save_checkpoint(out_dir, partial.name, *args,
                                              **kwargs)
-        except OSError:  # the disk is full
-            partial.unlink(missing_ok=True)
+        except (OSError, RuntimeError):  # the disk is full
+            if is_main_process():
+                _clear(partial)
             raise
         barrier()  # of a sharded one, each process has written a part
         if is_main_process():
             _rename(partial, path)
+        self.written.add(path)
 
 
 @contextmanager
@@ -126,14 +134,23 @@ def _at(runner: Runner, meta: dict[str, int]) -> Iterator[None]:
         del strategy.save_checkpoint
 
 
+def _clear(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _rename(partial: Path, path: Path) -> None:
     """Put a file, or a folder of a sharded checkpoint, in its place."""
     if partial.is_dir():
         former = path.with_name(f'{path.name}.former')
+        _clear(former)
         if path.exists():
             os.replace(path, former)
         os.replace(partial, path)
-        shutil.rmtree(former, ignore_errors=True)
+        _clear(former)
     else:
         with open(partial, 'rb') as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Mixed precision on every device."""
+"""Mixed precision on GPUs and on CPUs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

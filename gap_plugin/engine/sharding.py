@@ -10,8 +10,8 @@ from ..models import TimmFeatureBackbone
 def timm_auto_wrap_policy(module: nn.Module,
                           recurse: bool,
                           nonwrapped_numel: int,
-                          min_num_params: int = 1_000_000) -> bool:
-    """Wrap the blocks of a network, for ``MMFullyShardedDataParallel``.
+                          min_num_params: int = 100_000) -> bool:
+    """Wrap parts of a network, for ``MMFullyShardedDataParallel``.
 
     Parameters are gathered when the ``forward`` of a wrapped module is
     called. timm calls other methods of a network, walks through its

@@ -20,6 +20,7 @@ from ..timm_features import (
     create_network,
     first_line,
     freeze,
+    last_built,
     layer_depths,
     near_sizes,
     pair,
@@ -127,6 +128,7 @@ class TimmFeatureBackbone(BaseModule):
         self.model_name = model_name
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
+        self.tune = tune
         self.norm_eval = norm_eval
         self.pretrained_cfg = model.pretrained_cfg
         self.image_size = _image_size(spec, model)
@@ -150,7 +152,10 @@ class TimmFeatureBackbone(BaseModule):
             reparameterize_model(model, inplace=True)
         self.channels_last = channels_last
         if channels_last:
-            model.to(memory_format=torch.channels_last)
+            for value in (*model.parameters(), *model.buffers()):
+                if value.ndim == 4:
+                    value.data = value.data.contiguous(
+                        memory_format=torch.channels_last)
         model.is_init = True  # timm has: MMEngine is not to do it again
         self.timm_model = model
 
@@ -266,6 +271,11 @@ class TimmFeatureBackbone(BaseModule):
         """
         reparameterize_model(self.timm_model, inplace=True)
         self._converted = NormConversions(self.timm_model)
+        self._build_another.keywords['deploy'] = True
+        self._fuses = self._depths = None
+        # what has been merged is new
+        self._frozen_modules = freeze(self.timm_model, self.frozen_stages)
+        tune_part(self.timm_model, self.tune)
 
     def apply(self, fn: Any) -> 'TimmFeatureBackbone':
         """As ``nn.Module.apply``, but loaded weights are left alone.
@@ -286,7 +296,11 @@ class TimmFeatureBackbone(BaseModule):
         which not every network runs them in.
         """
         if self._fuses is None:
-            self._fuses = fuses_rightly(self._build_another())
+            last, _ = last_built()
+            with torch.random.fork_rng(devices=[]):
+                self._fuses = fuses_rightly(self._build_another())
+            if last is not None:
+                remember(last)
         if not self._fuses:
             raise ValueError(
                 f"{self.model_name!r} does not survive MMCV's fuse_conv_bn, "

@@ -66,6 +66,7 @@ SUPPLY = {
     'train': (numpy_in1d, ),
     'test': (numpy_in1d, ),
     'eval_metric': (numpy_in1d, ),
+    'kfold-cross-valid': (numpy_in1d, ),
     'browse_dataset': (matplotlib_adjust_bbox, ),
     'vis_tsne': (sklearn_n_iter, ),
     'shape_bias': (pandas_append, ),

@@ -25,8 +25,9 @@ val_dataloader = dict(
         pipeline={{_base_.test_pipeline}}))
 test_dataloader = val_dataloader
 
+# the best checkpoint is chosen by the first
 val_evaluator = [
-    dict(type='VOCMultiLabelMetric'),
-    dict(type='VOCAveragePrecision')
+    dict(type='VOCAveragePrecision'),
+    dict(type='VOCMultiLabelMetric')
 ]
 test_evaluator = val_evaluator
