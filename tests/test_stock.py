@@ -234,6 +234,8 @@ def test_an_unknown_script_is_named():
     line = stock('publish', ok=False).strip().splitlines()[-1]
     assert line.startswith("ValueError: 'publish' is no script of MMPretrain")
     assert 'publish_model' in line
+    line = stock('', ok=False).strip().splitlines()[-1]
+    assert line.startswith('ValueError: no script is named, use one of')
 
 
 def test_every_script_is_a_file():

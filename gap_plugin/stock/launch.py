@@ -50,8 +50,9 @@ def run(arguments: list[str]) -> None:
         arguments = arguments[2:]
     name = arguments[0].removesuffix('.py') if arguments else None
     if name not in known:
-        raise ValueError(f'{name!r} is no script of MMPretrain, use one of '
-                         f'{", ".join(sorted(known))}.')
+        wrong = f'{name!r} is no script of MMPretrain' if name else (
+            'no script is named')
+        raise ValueError(f'{wrong}, use one of {", ".join(sorted(known))}.')
     if find_spec('pkg_resources') is None:
         sys.path.append(str(MISSING))
     from mmengine.registry import init_default_scope
