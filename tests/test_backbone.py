@@ -829,3 +829,8 @@ def test_looking_into_a_fusion_has_no_side_effects():
 def test_channels_last_leaves_other_ranks_alone():
     backbone = build('lambda_resnet26t', channels_last=True)
     assert any(p.ndim == 5 for p in backbone.parameters())
+
+
+def test_tokens_ahead_of_the_map_are_counted():
+    assert build('test_vit').num_extra_tokens == 1
+    assert build('test_resnet').num_extra_tokens == 0
