@@ -83,7 +83,7 @@ def test_bitfit_moves_biases_and_norms_alone(folder, tmp_path):
     runner, start = train('bitfit/vit_small_patch16_224.py', folder, tmp_path)
     changed = {name for name in moved(runner, start)
                if name.startswith('backbone')}
-    assert changed
+    assert any('norm' not in name for name in changed)
     assert all('norm' in name or name.endswith('bias') for name in changed)
     # the gradient of a key's bias is zero: all others move
     still = {name for name, value in runner.model.backbone.named_parameters()
