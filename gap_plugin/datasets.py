@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmpretrain.datasets import BaseDataset
+from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 from PIL import Image
 
@@ -24,7 +24,7 @@ class Digits(BaseDataset):
     Args:
         split: ``'train'`` (1442 images), ``'test'`` (355) or ``'all'``.
         pipeline: Transforms; the images need no loading.
-        **kwargs: Further arguments of MMPretrain's ``BaseDataset``.
+        **kwargs: Further arguments of MMEngine's ``BaseDataset``.
 
     Raises:
         ValueError: If there is no such split.
@@ -41,7 +41,16 @@ class Digits(BaseDataset):
             raise ValueError(
                 f'split of Digits must be one of {_SPLITS}, got {split!r}.')
         self.split = split
-        super().__init__('', pipeline=pipeline, **kwargs)
+        super().__init__(pipeline=pipeline, **kwargs)
+
+    @property
+    def CLASSES(self) -> tuple[str, ...]:
+        """Names of the classes, where ClassNumCheckHook looks for them.
+
+        MMPretrain's own base class has it, but importing that takes time and,
+        in the fork, prints.
+        """
+        return self.metainfo['classes']
 
     def load_data_list(self) -> list[dict]:
         """Read the images: ``img`` (8, 8, 3) uint8 and ``gt_label``."""
