@@ -65,7 +65,7 @@ KILLED = """
     from runs import data, model, runner
     from test_checkpoints import HOOKS
 
-    hook, folder, first, step = sys.argv[1:]
+    hook, folder, every = sys.argv[1:]
     hooks = dict(checkpoint=dict(HOOKS['checkpoint'], type=hook))
 
     def train(work_dir, resume=False):
@@ -94,7 +94,7 @@ KILLED = """
                     os._exit(9)
         sys.addaudithook(watch)
 
-    moment = int(first)
+    moment = 1
     while True:
         work_dir = f'{folder}/{moment}'
         pid = os.fork()
@@ -115,35 +115,39 @@ KILLED = """
         for name in os.listdir(work_dir):
             if name.endswith('.pth'):
                 torch.load(f'{work_dir}/{name}')
-        pid = os.fork()
-        if not pid:
-            train(work_dir, resume=True)
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        moment += int(step)
+        if moment % int(every) == 0:
+            pid = os.fork()
+            if not pid:
+                train(work_dir, resume=True)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            print('resumed', moment, flush=True)
+        moment += 1
 """
 
 
-def killed(hook, folder, first, step):
+def killed(hook, folder, every):
+    """Kill a run at each moment; go on from every so many."""
     return subprocess.run(
         [sys.executable, '-c', textwrap.dedent(KILLED), hook, str(folder),
-         str(first), str(step)], capture_output=True, text=True, check=False,
+         str(every)], capture_output=True, text=True, check=False,
         env={**os.environ, 'PYTHONPATH': str(TESTS), 'OMP_NUM_THREADS': '1'})
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path):
-    done = killed('AtomicCheckpointHook', tmp_path, 1, 3)
+    done = killed('AtomicCheckpointHook', tmp_path, 3)
     assert done.returncode == 0, done.stderr[-3000:]
-    moments = [int(m) for m in re.findall(r'^(\d+) \d+$', done.stdout, re.M)]
-    assert len(moments) > 4
-    whole = tmp_path / str(moments[-1]) / 'epoch_2.pth'
-    for moment in moments[:-1]:
-        same(tmp_path / str(moment) / 'epoch_2.pth', whole)
+    moments = re.findall(r'^(\d+) \d+$', done.stdout, re.M)
+    resumed = re.findall(r'^resumed (\d+)$', done.stdout, re.M)
+    assert len(moments) > 12 and len(resumed) > 3
+    whole = tmp_path / moments[-1] / 'epoch_2.pth'
+    for moment in resumed:
+        same(tmp_path / moment / 'epoch_2.pth', whole)
 
 
 def test_the_hosts_own_hook_loses_checkpoints(tmp_path):
     """Or this hook is not needed any more."""
-    done = killed('CheckpointHook', tmp_path, 1, 1)
+    done = killed('CheckpointHook', tmp_path, 99)
     assert done.returncode != 0
     # half of a checkpoint, under the name of a whole one
     assert re.search(r'in load$', done.stderr, re.M), done.stderr[-2000:]

@@ -181,6 +181,16 @@ def test_mixed_precision_needs_no_gpu(tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
+def test_mixed_precision_names_a_device_that_it_lacks(monkeypatch):
+    monkeypatch.syspath_prepend(str(OURS))
+    train = importlib.import_module('train')
+    monkeypatch.setattr(train, 'get_device', lambda: 'mps')
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(DIGITS), '--amp'])
+    with pytest.raises(ValueError, match="'mps'; leave the flag out") as info:
+        train.apply_flags(Config.fromfile(DIGITS), train.parse_args())
+    assert '\n' not in str(info.value)
+
+
 @pytest.mark.parametrize('flags, part', [
     (['--cfg-options', 'model.backbone.model_name=resnet5o'], 'resnet50'),
     (['--cfg-options', 'model.head.num_classes=9'],

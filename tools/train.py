@@ -2,8 +2,8 @@
 
 import argparse
 
-import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from common import DATALOADERS, add_shared_flags, build_runner, load_config
 
@@ -33,7 +33,11 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        if torch.cuda.is_available():
+        device = get_device()
+        if device not in ('cuda', 'cpu'):
+            raise ValueError(f'--amp: MMEngine casts on GPUs and CPUs alone, '
+                             f'this is {device!r}; leave the flag out.')
+        if device == 'cuda':
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         else:
