@@ -6,13 +6,23 @@ registries and lets torch read the checkpoints that MMEngine writes, without
 the code that a file may carry. It does nothing else.
 """
 
-from .compat import allow_classes, allow_host_checkpoints, check_host
+from .host import check_host
 
 check_host()
-allow_host_checkpoints()
 
-from .datasets import Digits
-from .engine import AtomicCheckpointHook, Bfloat16OptimWrapper
+from .datasets import (
+    Digits,
+    TimmTestTransform,
+    TimmTrainTransform,
+    timm_test_pipeline,
+    timm_train_pipeline,
+)
+from .engine import (
+    AtomicCheckpointHook,
+    Bfloat16OptimWrapper,
+    allow_classes,
+    allow_host_checkpoints,
+)
 from .models import (
     BNNeck,
     GAPNeck,
@@ -20,13 +30,9 @@ from .models import (
     TimmFeatureBackbone,
     TimmFeatureClassifier,
 )
-from .preprocessing import (
-    TimmTestTransform,
-    TimmTrainTransform,
-    timm_test_pipeline,
-    timm_train_pipeline,
-)
 from .version import __version__
+
+allow_host_checkpoints()
 
 __all__ = [
     'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper', 'Digits',

@@ -1,28 +1,23 @@
-r"""Write a complete config for a network and your data, ready to train.
+"""Complete configs for a network and data of one's own."""
 
-    python tools/make_config.py resnet50 --data-root data/flowers
-    python tools/make_config.py vit_small_patch16_224 --data-root data/birds \\
-        --recipe linear --out configs/birds.py
-
-A folder holds train/<class>/ and val/<class>/, or just <class>/, which is
-split by a seed. With --train-list and --val-list it is described by lists of
-lines 'path/of/image.jpg label' instead.
-"""
-
-import argparse
+import os
 import re
-import shlex
-import sys
-import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from timm.models import get_pretrained_cfg
 
-from gap_plugin.datasets import some
-from gap_plugin.files import replacing
-from gap_plugin.timm_features import check_name, is_registered
-from image_data import KNOWN, Data, folder_data, known_data, listed_data
+from .datasets.folder import (
+    KNOWN,
+    Data,
+    folder_data,
+    known_data,
+    listed_data,
+)
+from .files import replacing
+from .messages import shorten
+from .timm_network import check_name, is_registered
 
 #: recipe -> what it is, learning rate, epochs, arguments of the backbone
 RECIPES = {
@@ -30,6 +25,155 @@ RECIPES = {
                1e-3, 20, dict(frozen_stages='all')),
     'finetune': ('All layers are trained.', 1e-4, 30, {}),
 }
+
+
+
+@dataclass(frozen=True)
+class NewConfig:
+    """What a config is written for.
+
+    Args:
+        model: Any name of timm.
+        data_root: Where the images are.
+        dataset: ``'folder'``, or a dataset of MMPretrain: see
+            :data:`~gap_plugin.datasets.folder.KNOWN`.
+        train_list: Lines ``image label``, relative to ``data_root``, in
+            place of folders.
+        val_list: The same, of the validation images.
+        classes: File of the names of the classes, a line each, for lists.
+        val_share: Share of each class that is held out, where there is no
+            ``val/``; over 0, under 1.
+        recipe: Key of :data:`RECIPES`.
+        checkpoint: Local weights of the network, in place of the hub's.
+        img_size: Side of the image; None for the network's own.
+        epochs: None for those of the recipe.
+        batch_size: Images a step, 2 at least.
+        workers: Processes that load images; None for one a core, 4 at most.
+        seed: Of the split and of the training.
+        out: Config file; None for ``<model>_<folder>.py``.
+        force: Whether files that exist are written over.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    model: str
+    data_root: Path
+    dataset: str = 'folder'
+    train_list: Path | None = None
+    val_list: Path | None = None
+    classes: Path | None = None
+    val_share: float = 0.2
+    recipe: str = 'finetune'
+    checkpoint: Path | None = None
+    img_size: int | None = None
+    epochs: int | None = None
+    batch_size: int = 32
+    workers: int | None = None
+    seed: int = 0
+    out: Path | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.model)
+        if not 0 < self.val_share < 1:
+            raise ValueError(f'val_share={self.val_share} must lie between 0 '
+                             'and 1.')
+        for name, least in (('epochs', 1), ('batch_size', 2),
+                            ('img_size', 1), ('workers', 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f'{name}={value} is too small, {least} is '
+                                 'the least.')
+        if bool(self.train_list) != bool(self.val_list):
+            raise ValueError('train_list and val_list belong together: give '
+                             'both.')
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            raise ValueError(f'checkpoint={str(self.checkpoint)!r} is not a '
+                             'file.')
+        if (self.recipe == 'linear' and not self.checkpoint
+                and not has_weights(self.model)):
+            raise ValueError(
+                f'recipe=linear: timm has no weights for {self.model!r}, and '
+                'a frozen network needs some; give a checkpoint, or use '
+                'recipe=finetune.')
+        if self.out is not None and (self.out.suffix != '.py'
+                                     or self.out.is_dir()):
+            raise ValueError(f'out={str(self.out)!r} must be a file that ends '
+                             'in .py.')
+
+    @property
+    def path(self) -> Path:
+        """The config file."""
+        stem = f'{self.model}_{self.data_root.resolve().name}'
+        return self.out or Path(re.sub(r'[^\w-]', '_', stem) + '.py')
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether there are no weights to start from."""
+        return not self.checkpoint and not has_weights(self.model)
+
+
+def has_weights(name: str) -> bool:
+    """Whether timm has pretrained weights under a name."""
+    if not is_registered(name):
+        return True  # a repository or a folder of weights
+    cfg = get_pretrained_cfg(name)
+    return cfg is None or cfg.has_weights  # None: a former name
+
+
+def read_data(request: NewConfig, read: bool = True) -> Data:
+    """The dataset that a config is for.
+
+    Args:
+        request: Which one.
+        read: Whether files that cannot be read are refused.
+
+    Raises:
+        ValueError: If it cannot be trained on.
+    """
+    root = request.data_root.expanduser().resolve()
+    if request.dataset in KNOWN:
+        return known_data(request.dataset, root)
+    if not root.is_dir():
+        raise ValueError(f'data_root={str(root)!r} is not a folder.')
+    if request.train_list:
+        names = request.classes and request.classes.read_text(
+            encoding='utf-8').split('\n')
+        names = names and [n.strip() for n in names if n.strip()]
+        return listed_data(root, request.train_list, request.val_list, names)
+    return folder_data(root, request.path.resolve(), request.val_share,
+                       request.seed, read)
+
+
+def write_config(request: NewConfig, read: bool = True
+                 ) -> tuple[Data, list[Path]]:
+    """Write a config, and lists of images where it needs some.
+
+    Args:
+        request: What for.
+        read: As in :func:`read_data`.
+
+    Returns:
+        The data, and the files.
+
+    Raises:
+        ValueError: If the data cannot be trained on, or a file is there and
+            is not to be written over.
+    """
+    data = read_data(request, read)
+    if request.workers is None:
+        request = replace(request, workers=min(os.cpu_count() or 1, 4))
+    files = {**data.lists, request.path: config_text(request, data)}
+    there = [str(path) for path in files if path.exists()]
+    if there and not request.force:
+        raise ValueError(f'{shorten(there)} exist: use force=True to write '
+                         'over them, or another file.')
+    request.path.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+    return data, list(files)
 
 
 def literal(value: Any, indent: int) -> str:
@@ -46,27 +190,27 @@ def literal(value: Any, indent: int) -> str:
     return f'dict(\n{"".join(lines)}{" " * indent})'
 
 
-def write_config(args: argparse.Namespace, data: Data) -> str:
+def config_text(request: NewConfig, data: Data) -> str:
     """The text of the config."""
-    about, rate, epochs, frozen = RECIPES[args.recipe]
-    epochs = args.epochs or epochs
-    batch = args.batch_size
+    about, rate, epochs, frozen = RECIPES[request.recipe]
+    epochs = request.epochs or epochs
+    batch = request.batch_size
     if data.size is not None:
         batch = max(min(batch, data.size), 2)
-    backbone = dict(model_name=args.model, **frozen)
+    backbone = dict(model_name=request.model, **frozen)
     comment = ''
-    if args.checkpoint:
-        backbone['checkpoint_path'] = args.checkpoint
-    elif has_weights(args.model):
+    if request.checkpoint:
+        backbone['checkpoint_path'] = str(request.checkpoint.resolve())
+    elif has_weights(request.model):
         backbone['pretrained'] = True
     else:
         comment = '  # timm has no pretrained weights for this network\n'
-    if args.img_size:
-        backbone['img_size'] = args.img_size
+    if request.img_size:
+        backbone['img_size'] = request.img_size
     if data.in_channels != 3:
         backbone['in_channels'] = data.in_channels
-    loader = dict(num_workers=args.workers,
-                  persistent_workers=args.workers > 0)
+    loader = dict(num_workers=request.workers,
+                  persistent_workers=request.workers > 0)
     load = "    dict(type='LoadImageFromFile', imdecode_backend='pillow'),\n" \
         if data.load else ''
     flip = ', hflip=0.' if data.in_channels == 1 else ''  # digits
@@ -80,7 +224,7 @@ def write_config(args: argparse.Namespace, data: Data) -> str:
         type='LinearLR', start_factor=0.01, end={warmup},
         convert_to_iter_based=True),
 """
-    return f"""# {args.model}, pooled, normalised and classified. {about}
+    return f"""# {request.model}, pooled, normalised and classified. {about}
 # Widths, mean, std, image size and crop follow from the network: to take
 # another one, change model_name, here or on the command line.
 default_scope = 'mmpretrain'
@@ -145,155 +289,5 @@ default_hooks = dict(
     visualization=dict(type='VisualizationHook', enable=False))
 visualizer = dict(
     type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-randomness = dict(seed={args.seed})
+randomness = dict(seed={request.seed})
 """
-
-
-def has_weights(name: str) -> bool:
-    """Whether timm has pretrained weights under a name."""
-    if not is_registered(name):
-        return True  # a repository or a folder of weights
-    cfg = get_pretrained_cfg(name)
-    return cfg is None or cfg.has_weights  # None: a former name
-
-
-def read_data(args: argparse.Namespace, read: bool) -> Data:
-    """The dataset that the flags describe.
-
-    Args:
-        args: Flags of :func:`parse_args`.
-        read: Whether files that cannot be read are refused.
-
-    Raises:
-        ValueError: If it cannot be trained on.
-    """
-    root = args.data_root.expanduser().resolve()
-    if args.dataset in KNOWN:
-        return known_data(args.dataset, root)
-    if not root.is_dir():
-        raise ValueError(f'--data-root {str(root)!r} is not a folder.')
-    if bool(args.train_list) != bool(args.val_list):
-        raise ValueError('--train-list and --val-list belong together: give '
-                         'both.')
-    if args.train_list:
-        names = args.classes and args.classes.read_text().split('\n')
-        names = names and [n.strip() for n in names if n.strip()]
-        return listed_data(root, args.train_list, args.val_list, names)
-    return folder_data(root, args.out.resolve(), args.val_share, args.seed,
-                       read)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read a command line, that of the process by default."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='any name of timm')
-    parser.add_argument('--data-root', type=Path, required=True)
-    parser.add_argument('--dataset', default='folder',
-                        choices=['folder', *KNOWN],
-                        help='a folder of yours, or a dataset of MMPretrain')
-    parser.add_argument('--train-list', type=Path,
-                        help="lines 'image label', relative to --data-root")
-    parser.add_argument('--val-list', type=Path)
-    parser.add_argument('--classes', type=Path,
-                        help='names of the classes, a line each, for lists')
-    parser.add_argument('--val-share', type=float, default=0.2,
-                        help='share of each class that is held out, where '
-                        'there is no val/ (default 0.2)')
-    parser.add_argument('--recipe', choices=list(RECIPES), default='finetune')
-    parser.add_argument('--checkpoint', type=Path,
-                        help='local weights of the network, in place of '
-                        'those of the hub')
-    parser.add_argument('--img-size', type=int)
-    parser.add_argument('--epochs', type=int)
-    parser.add_argument('--batch-size', type=int, default=32)
-    parser.add_argument('--workers', type=int, default=4)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', type=Path, help='default: '
-                        '<model>_<name of the data root>.py')
-    parser.add_argument('--force', action='store_true',
-                        help='overwrite existing files')
-    return parser.parse_args(argv)
-
-
-def config_files(args: argparse.Namespace, read: bool = True
-                 ) -> tuple[Data, dict[Path, str]]:
-    """The data, and the files to write: their paths and texts.
-
-    Args:
-        args: Flags of :func:`parse_args`.
-        read: As in :func:`read_data`.
-
-    Raises:
-        ValueError: If the data cannot be trained on.
-    """
-    data = read_data(args, read)
-    return data, {**data.lists, args.out: write_config(args, data)}
-
-
-def make_config(args: argparse.Namespace) -> str:
-    """Write the files, and say what was written.
-
-    Args:
-        args: Flags of :func:`parse_args`.
-
-    Raises:
-        ValueError: If a flag or the data is wrong, or a file is there.
-    """
-    check_name(args.model)
-    if not args.checkpoint and not has_weights(args.model):
-        if args.recipe == 'linear':
-            raise ValueError(
-                f'--recipe linear: timm has no weights for {args.model!r}, '
-                'and a frozen network needs some; give --checkpoint, or use '
-                '--recipe finetune.')
-        print(f'timm has no weights for {args.model!r}: it is trained from '
-              'scratch')
-    if not 0 < args.val_share < 1:
-        raise ValueError(f'--val-share must lie between 0 and 1, got '
-                         f'{args.val_share}.')
-    for flag in ('epochs', 'batch_size', 'img_size'):
-        value = getattr(args, flag)
-        if value is not None and value < 1 + (flag == 'batch_size'):
-            raise ValueError(f'--{flag.replace("_", "-")} is too small: '
-                             f'{value}.')
-    if args.out is None:
-        stem = f'{args.model}_{args.data_root.resolve().name}'
-        args.out = Path(re.sub(r'[^\w-]', '_', stem) + '.py')
-    if args.out.suffix != '.py' or args.out.is_dir():
-        raise ValueError(f'--out {str(args.out)!r} must be a file that ends '
-                         'in .py.')
-    if args.checkpoint is not None:
-        if not args.checkpoint.is_file():
-            raise ValueError(f'--checkpoint {str(args.checkpoint)!r} is not a '
-                             'file.')
-        args.checkpoint = str(args.checkpoint.resolve())
-    data, files = config_files(args)
-    there = [str(path) for path in files if path.exists()]
-    if there and not args.force:
-        raise ValueError(f'{some(there)} exist: --force overwrites, --out '
-                         'names another file.')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in files.items():
-        with replacing(path) as temporary:
-            temporary.write_text(text)
-    shown = '' if not data.classes else (
-        f': {", ".join(data.classes[:5])}'
-        f'{", ..." if len(data.classes) > 5 else ""}')
-    return (f'wrote {", ".join(map(str, files))}: {data.count} '
-            f'classes{shown}\n'
-            f'python tools/train.py {shlex.quote(str(args.out))}')
-
-
-def main() -> None:
-    """Write."""
-    print(make_config(parse_args()))
-
-
-if __name__ == '__main__':
-    warnings.simplefilter('ignore')
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')

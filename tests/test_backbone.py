@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gap_plugin import TimmFeatureBackbone
-from gap_plugin.timm_features import last_built, layer_depths
+from gap_plugin.timm_network import last_built, layer_depths
 from networks import TINY, images, raw
 
 

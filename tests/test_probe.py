@@ -35,7 +35,7 @@ from gap_plugin.probing import (
 )
 from gap_plugin.probing.batches import FeatureBatches, feature_loader
 from gap_plugin.probing.candidates import Candidates
-from gap_plugin.probing.evaluation import WholeBatches, build_evaluator
+from gap_plugin.probing.evaluation import BatchEvaluator, build_evaluator
 from gap_plugin.probing.probe import _takes_whole, stretched
 
 ROOT = Path(__file__).parents[1]
@@ -376,7 +376,7 @@ def test_whole_batches_are_evaluated_as_the_host_does(tmp_path, kind):
     model, _ = build(SIXTEEN)
     short = probe_model(model).eval()
     evaluator = build_evaluator(metrics, short, val.labels)
-    assert (type(evaluator) is WholeBatches) is whole
+    assert (type(evaluator) is BatchEvaluator) is whole
     found = []
     for evaluate, rows in ((evaluator, whole), (Evaluator(metrics), False)):
         evaluate.dataset_meta = dict(classes='abc')

@@ -1,14 +1,12 @@
 """List timm's networks, or print all that a config needs to know of one.
 
-python tools/backbones.py '*nfnet*' --pretrained --max-params 30
-python tools/backbones.py eca_nfnet_l1
+gap-plugin backbones '*nfnet*' --pretrained --max-params 30
+gap-plugin backbones eca_nfnet_l1
 """
 
 import argparse
 import json
 import logging
-import sys
-import warnings
 from typing import Any
 
 import timm
@@ -16,8 +14,11 @@ import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch.utils.flop_counter import FlopCounterMode
 
-from gap_plugin import TimmFeatureBackbone
-from gap_plugin.timm_features import check_name, data_source
+from ..models import TimmFeatureBackbone
+from ..timm_network import check_name, data_source
+from . import console
+from .command import command
+from .flags import parser
 
 
 def parameters(name: str) -> int:
@@ -134,33 +135,34 @@ def show_one(row: dict[str, Any]) -> None:
         'paper': row['paper'] or '-',
         'weights': ', '.join(row['weights']) or 'none',
     }
-    print(row['name'])
+    console.say(row['name'])
     for key, value in lines.items():
-        print(f'  {key:14} {value}')
-    print('  levels, for out_indices:')
+        console.say(f'  {key:14} {value}')
+    console.say('  levels, for out_indices:')
     for level in row['levels']:
-        print(f'    {level["index"]:3}  {level["module"]:24} '
+        console.say(f'    {level["index"]:3}  {level["module"]:24} '
               f'{level["channels"]:5} channels, stride {level["stride"]}')
 
 
-def main() -> None:
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
+    found = parser(__doc__)
+    found.add_argument('model', nargs='?', default='*',
+                       help='a name, or a pattern of names')
+    found.add_argument('--pretrained', action='store_true',
+                       help='names with their weights tag')
+    found.add_argument('--max-params', type=float, metavar='M',
+                       help='at most so many million parameters, without '
+                       'the classifier (every candidate is built)')
+    found.add_argument('--min-size', type=int, metavar='PIXELS',
+                       help='trained on images of at least this side')
+    found.add_argument('--json', action='store_true',
+                       help='for other programs')
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
     """Print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', nargs='?', default='*',
-                        help='a name, or a pattern of names')
-    parser.add_argument('--pretrained', action='store_true',
-                        help='names with their weights tag')
-    parser.add_argument('--max-params', type=float, metavar='M',
-                        help='at most so many million parameters, without '
-                        'the classifier (every candidate is built)')
-    parser.add_argument('--min-size', type=int, metavar='PIXELS',
-                        help='trained on images of at least this side')
-    parser.add_argument('--json', action='store_true',
-                        help='for other programs')
-    args = parser.parse_args()
-    warnings.simplefilter('ignore')
     logging.disable(logging.CRITICAL)  # what timm tells of its defaults
     one = not any(c in args.model for c in '*?[')
     if one:
@@ -172,7 +174,7 @@ def main() -> None:
             raise ValueError(f'no network of timm fits {args.model!r} and '
                              'these filters: loosen them.')
     if args.json:
-        print(json.dumps(result, indent=1))
+        console.say(json.dumps(result, indent=1))
     elif one:
         show_one(result)
     else:
@@ -180,12 +182,8 @@ def main() -> None:
             size = ' x '.join(map(str, row['input_size']))
             count = (f'{row["parameters"] / 1e6:10.2f} M'
                      if 'parameters' in row else '')
-            print(f'{row["name"]:60}{size:>12}{count}')
-        print(f'{len(result)} networks', file=sys.stderr)
+            console.say(f'{row["name"]:60}{size:>12}{count}')
+        console.note(f'{len(result)} networks')
 
 
-if __name__ == '__main__':
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+main = command(flags, run)

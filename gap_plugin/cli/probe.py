@@ -1,34 +1,25 @@
 r"""Train neck and head of a config on stored features of its backbone.
 
-    python tools/linear_probe.py configs/digits/test_nfnet.py --freeze \\
+    gap-plugin probe digits/test_nfnet --freeze \
         --checkpoint work_dirs/test_nfnet/epoch_12.pth --epochs 100
 
 One pass over the images, then any number of epochs. Writes
-<work-dir>/linear_probe.pth, a checkpoint of the whole model for test.py, and
-<work-dir>/linear_probe.csv, all results. Several learning rates and weight
-decays are trained at once, and the pair that is best on the validation split
-is kept:
+<work-dir>/linear_probe.pth, a checkpoint of the whole model for the command
+test, and <work-dir>/linear_probe.csv, all results. Several learning rates and
+weight decays are trained at once, and the pair that is best on the validation
+split is kept:
 
-    python tools/linear_probe.py CONFIG --lr 1e-4 1e-3 1e-2 \\
+    gap-plugin probe CONFIG --lr 1e-4 1e-3 1e-2 \
         --weight-decay 0 0.05 --knn 10 20 --shots 1 2 4 8 16 --test
 """
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
-import gap_plugin
-from common import (
-    add_setting_flags,
-    build_classifier,
-    extract_splits,
-    load_config,
-    store_parser,
-)
-from gap_plugin.files import replacing
-from gap_plugin.probing import (
-    FeatureStore,
+from ..features import FeatureStore
+from ..files import replacing
+from ..probing import (
     ProbeResult,
     check_frozen,
     few_shot,
@@ -37,42 +28,54 @@ from gap_plugin.probing import (
     probe,
     save_whole,
 )
+from ..version import __version__
+from . import console
+from .building import build_model, extract_splits, load_config
+from .command import command
+from .flags import parser, setting_flags, store_flags
 
 COLUMNS = ('method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
            'value', 'std', 'epoch', 'kept')
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = store_parser(__doc__)
-    parser.add_argument('--epochs', type=int, default=100,
-                        help='the schedule of the config is stretched to it')
-    add_setting_flags(parser)
-    parser.add_argument('--test', action='store_true',
-                        help='evaluate what is kept on the test split, once')
-    parser.add_argument('--knn', type=int, nargs='+', default=[],
-                        metavar='K', help='k-NN as well')
-    parser.add_argument('--shots', type=int, nargs='+', default=[],
-                        metavar='N', help='classifiers trained on N images '
-                        'of each class as well')
-    parser.add_argument('--freeze', action='store_true',
-                        help='probe a backbone that the config trains')
-    parser.add_argument('--no-validate', action='store_true',
-                        help='no validation; the last epoch is kept')
-    parser.add_argument('--resume', action='store_true',
-                        help='go on from the last checkpoint of the probe')
-    args = parser.parse_args()
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
+    found = parser(__doc__)
+    store_flags(found)
+    found.add_argument('--epochs', type=int, default=100,
+                       help='the schedule of the config is stretched to it')
+    setting_flags(found)
+    found.add_argument('--test', action='store_true',
+                       help='evaluate what is kept on the test split, once')
+    found.add_argument('--knn', type=int, nargs='+', default=[],
+                       metavar='K', help='k-NN as well')
+    found.add_argument('--shots', type=int, nargs='+', default=[],
+                       metavar='N', help='classifiers trained on N images '
+                       'of each class as well')
+    found.add_argument('--freeze', action='store_true',
+                       help='probe a backbone that the config trains')
+    found.add_argument('--no-validate', action='store_true',
+                       help='no validation; the last epoch is kept')
+    found.add_argument('--resume', action='store_true',
+                       help='go on from the last checkpoint of the probe')
+    return found
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other.
+
+    Raises:
+        ValueError: Which ones.
+    """
     if args.epochs < 1:
-        parser.error(f'--epochs must be 1 at least, got {args.epochs}')
+        raise ValueError(f'--epochs must be 1 at least, got {args.epochs}.')
     if args.launcher != 'none':
-        parser.error('--launcher: the probe is one process; extract with '
-                     'torchrun tools/extract_features.py first')
-    if args.no_validate:
-        for flag in ('knn', 'shots'):
-            if getattr(args, flag):
-                parser.error(f'--{flag} is measured on the validation split: '
-                             'leave --no-validate out')
-    return args
+        raise ValueError('--launcher: the probe is one process; run the '
+                         'command extract with torchrun first.')
+    for flag in ('knn', 'shots'):
+        if args.no_validate and getattr(args, flag):
+            raise ValueError(f'--{flag} is measured on the validation split: '
+                             'leave --no-validate out.')
 
 
 def other_rows(args: argparse.Namespace, stores: dict[str, FeatureStore],
@@ -101,7 +104,7 @@ def probe_rows(result: ProbeResult) -> list[dict]:
         if split == 'test' or metric != chosen_by]
 
 
-def show(rows: list[dict], path: Path) -> None:
+def write(rows: list[dict], path: Path) -> None:
     """Print results as a table, and write them."""
     with replacing(path) as temporary, open(
             temporary, 'w', newline='', encoding='utf-8') as file:
@@ -113,7 +116,7 @@ def show(rows: list[dict], path: Path) -> None:
                          for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print('  '.join(map(str.ljust, line, widths)).rstrip())
+        console.say('  '.join(map(str.ljust, line, widths)).rstrip())
 
 
 def _text(value: object) -> str:
@@ -127,16 +130,16 @@ def _same(stores: dict[str, FeatureStore]) -> bool:
                                 == stores['test'].fingerprint['data'])
 
 
-def main() -> None:
+def run(args: argparse.Namespace) -> None:
     """Extract if needed, and probe."""
-    args = parse_args()
+    check_flags(args)
+    settings = grid(args.lr, args.weight_decay)
     cfg = load_config(args)
-    model = build_classifier(cfg, args)
+    model = build_model(cfg, args)
     if not args.freeze:
         check_frozen(model)
     work_dir = Path(cfg.work_dir)
     splits = dict(train=True, val=not args.no_validate, test=args.test)
-    settings = grid(args.lr, args.weight_decay)
     stores = extract_splits(
         model, cfg, args, [split for split, used in splits.items() if used])
     seed = (cfg.get('randomness') or {}).get('seed') or 0
@@ -147,25 +150,20 @@ def main() -> None:
         [stores[f'view_{i}'] for i in range(args.views)] or stores['train'],
         stores.get('val'), epochs=args.epochs, work_dir=work_dir / 'probe',
         metainfo=metainfo, settings=settings, test=stores.get('test'),
-        resume=args.resume)
+        resume=args.resume, hooks=[console.ConsoleHook(lines=False)])
     path = work_dir / 'linear_probe.pth'
     save_whole(model, path, dict(
         dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=args.epochs,
-        gap_plugin_version=gap_plugin.__version__))
+        gap_plugin_version=__version__))
     rows = probe_rows(result) + others
     if rows:
-        show(rows, path.with_suffix('.csv'))
+        write(rows, path.with_suffix('.csv'))
     if args.test and _same(stores):
-        print('the test images are the validation images: what was chosen by '
-              'them is no figure of unseen data.')
-    metrics = result.metrics
-    told = ', '.join(f'{name} {value:.4f}' if isinstance(value, float) else
-                     f'{name} {value}' for name, value in metrics.items())
-    print(f'{path}: {told or "not validated"}')
+        console.warn('the test images are the validation images: what was '
+                     'chosen by them is no figure of unseen data.')
+    console.result(result.metrics,
+                   result.table[0]['metric'] if result.table else None, path,
+                   f'gap-plugin test {args.config} {path}')
 
 
-if __name__ == '__main__':
-    try:
-        main()
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'{Path(__file__).name}: {error}')
+main = command(flags, run)

@@ -2,42 +2,56 @@
 
 import argparse
 from copy import deepcopy
+from pathlib import Path
 
 import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
-from common import add_shared_flags, build_runner, load_config
+from . import console
+from .building import build_runner, load_config
+from .command import command
+from .flags import config_flag, parser, run_flags
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', help='file for the results')
-    parser.add_argument('--out-item', choices=['metrics', 'pred'],
-                        help='what goes into --out; predictions by default')
-    parser.add_argument('--tta', action='store_true',
-                        help='test-time augmentation: the tta_model and '
-                        'tta_pipeline of the config, else flipping')
-    parser.add_argument('--show-dir', help='folder for pictures of the '
-                        'predictions')
-    parser.add_argument('--show', action='store_true',
-                        help='show the predictions in a window')
-    parser.add_argument('--interval', type=int, default=1,
-                        help='draw every so many samples')
-    parser.add_argument('--wait-time', type=float, default=2,
-                        help='seconds to show a window')
-    add_shared_flags(parser)
-    args = parser.parse_args()
-    if args.out_item and not args.out:
-        parser.error('--out-item needs --out FILE')
-    return args
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
+    found = parser(__doc__)
+    config_flag(found)
+    found.add_argument('checkpoint', help='checkpoint file')
+    found.add_argument('--out', help='file for the results')
+    found.add_argument('--out-item', choices=['metrics', 'pred'],
+                       help='what goes into --out; predictions by default')
+    found.add_argument('--tta', action='store_true',
+                       help='test-time augmentation: the tta_model and '
+                       'tta_pipeline of the config, else flipping')
+    found.add_argument('--show-dir', help='folder for pictures of the '
+                       'predictions')
+    found.add_argument('--show', action='store_true',
+                       help='show the predictions in a window')
+    found.add_argument('--interval', type=int, default=1,
+                       help='draw every so many samples')
+    found.add_argument('--wait-time', type=float, default=2,
+                       help='seconds to show a window')
+    run_flags(found)
+    return found
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
-    """Write the flags of testing into the config."""
+    """Write the flags of testing into the config.
+
+    Raises:
+        ValueError: If they contradict each other, or a file or folder that
+            they name is not there.
+    """
+    if args.out_item and not args.out:
+        raise ValueError('--out-item needs --out FILE.')
+    if args.out and not Path(args.out).resolve().parent.is_dir():
+        raise ValueError(f'--out {args.out!r}: there is no folder '
+                         f'{str(Path(args.out).parent)!r}; make it first.')
+    if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
+        raise ValueError(f'checkpoint {args.checkpoint!r} is not there: name '
+                         'one that training has written.')
     cfg.load_from = args.checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
@@ -66,19 +80,23 @@ def _augment(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def main() -> None:
+def run(args: argparse.Namespace) -> None:
     """Test."""
-    args = parse_args()
     cfg = load_config(args)
     apply_flags(cfg, args)
     runner = build_runner(cfg, args)
+    console.header(dict(
+        console.describe_model(runner.model, cfg),
+        test=console.describe_data(runner.test_dataloader.dataset),
+        log=runner.log_dir))
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))
+    runner.register_hook(console.ConsoleHook())
     metrics = runner.test()
     if args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
+    console.result(metrics, None, args.out or args.show_dir)
 
 
-if __name__ == '__main__':
-    main()
+main = command(flags, run)

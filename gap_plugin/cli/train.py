@@ -4,28 +4,32 @@ import argparse
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.runner import Runner
 
-from common import DATALOADERS, add_shared_flags, build_runner, load_config
+from . import console
+from .building import DATALOADERS, build_runner, load_config
+from .command import command
+from .flags import config_flag, parser, run_flags
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
+    found = parser(__doc__)
+    config_flag(found)
+    found.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='go on from a checkpoint; the last one in the work dir if none '
         'is named')
-    parser.add_argument('--no-validate', action='store_true',
-                        help='no validation during training')
-    parser.add_argument(
+    found.add_argument('--no-validate', action='store_true',
+                       help='no validation during training')
+    found.add_argument(
         '--auto-scale-lr', action='store_true',
         help='scale the learning rate with the batch size, by '
         'auto_scale_lr.base_batch_size of the config')
-    parser.add_argument('--no-persistent-workers', action='store_true',
-                        help='start the dataloader workers in every epoch')
-    add_shared_flags(parser)
-    return parser.parse_args()
+    found.add_argument('--no-persistent-workers', action='store_true',
+                       help='start the dataloader workers in every epoch')
+    run_flags(found)
+    return found
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
@@ -61,13 +65,47 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
                 loader.persistent_workers = False
 
 
-def main() -> None:
+def show_header(runner: Runner, cfg: Config) -> None:
+    """Print what is trained on what.
+
+    Raises:
+        ValueError: If there is no whole batch of training images.
+    """
+    loader = runner.train_dataloader
+    if not len(loader):
+        raise ValueError(
+            f'{len(loader.dataset)} training images give no batch of '
+            f'{loader.batch_size or cfg.train_dataloader.batch_size} with '
+            'drop_last: set a smaller train_dataloader.batch_size.')
+    rows = console.describe_model(runner.model, cfg)
+    rows['train'] = console.describe_data(loader.dataset,
+                                          cfg.train_dataloader.batch_size)
+    if cfg.get('val_dataloader') is not None:
+        rows['val'] = console.describe_data(runner.val_dataloader.dataset)
+    rows['log'] = runner.log_dir
+    console.header(rows)
+
+
+def run(args: argparse.Namespace) -> None:
     """Train."""
-    args = parse_args()
     cfg = load_config(args)
     apply_flags(cfg, args)
-    build_runner(cfg, args).train()
+    runner = build_runner(cfg, args)
+    show_header(runner, cfg)
+    shown = console.ConsoleHook()
+    runner.register_hook(shown)
+    runner.train()
+    known = runner.message_hub.runtime_info
+    metrics, file = shown.metrics, known.get('last_ckpt')
+    key = None
+    if known.get('best_ckpt') and known.get('best_score') is not None:
+        file = known['best_ckpt']
+        hook = next(h for h in runner.hooks if hasattr(h, 'key_indicators'))
+        key = (hook.key_indicators or [None])[0]
+        metrics = {**metrics, key: known['best_score']}
+    console.result(
+        metrics, key, file,
+        f'gap-plugin test {args.config} {file}' if file else None)
 
 
-if __name__ == '__main__':
-    main()
+main = command(flags, run)

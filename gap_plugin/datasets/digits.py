@@ -1,15 +1,10 @@
-"""Data that comes in a package, and files of images that do not open."""
+"""Handwritten digits that come in a package."""
 
-import itertools
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS
-from PIL import Image
 
 _SPLITS = ('train', 'test', 'all')
 
@@ -77,39 +72,3 @@ class Digits(BaseDataset):
                 img_path=f'digits/{i}.png',
                 gt_label=int(data.target[i])) for i in np.flatnonzero(chosen)
         ]
-
-
-def unreadable(paths: Iterable[str | Path]) -> list[str]:
-    """Those of some files that do not open as images, or that break off.
-
-    All of a file is read, without the cost of all its pixels: of a PNG its
-    check sums, of a JPEG an image of an eighth of the size.
-    """
-    bad: list[str] = []
-    paths = iter(paths)
-    with ThreadPoolExecutor() as pool:
-        # by parts: all that is submitted is held in memory
-        while part := list(itertools.islice(paths, 4096)):
-            bad += filter(None, pool.map(_unreadable, part))
-    return bad
-
-
-def _unreadable(path: str | Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            if image.format == 'PNG':
-                image.verify()
-            else:
-                image.draft('L', (max(image.width // 8, 1),
-                                  max(image.height // 8, 1)))
-                image.load()
-    except (OSError, SyntaxError, ValueError,
-            Image.DecompressionBombError):
-        return str(path)
-    return None
-
-
-def some(names: list[str]) -> str:
-    """The first of many names, for a message."""
-    return ', '.join(map(repr, names[:3])) + (
-        ', ...' if len(names) > 3 else '')

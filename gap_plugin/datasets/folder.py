@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gap_plugin.datasets import some, unreadable
+from ..messages import shorten
+from .loading import unreadable
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
@@ -74,7 +75,7 @@ def images_by_class(root: Path, read: bool) -> dict[str, list[Path]]:
                          '<class>/<image>.')
     empty = [name for name, paths in found.items() if not paths]
     if empty:
-        raise ValueError(f'no images in {some(empty)} under {str(root)!r}: '
+        raise ValueError(f'no images in {shorten(empty)} under {str(root)!r}: '
                          'fill or remove the folders.')
     if read:
         refuse_unreadable(p for paths in found.values() for p in paths)
@@ -90,7 +91,7 @@ def refuse_unreadable(paths: Iterable[Path]) -> None:
     bad = unreadable(paths)
     if bad:
         raise ValueError(f'{len(bad)} files cannot be read as images: '
-                         f'{some(bad)}; remove or replace them.')
+                         f'{shorten(bad)}; remove or replace them.')
 
 
 def folder_data(root: Path, out: Path, share: float, seed: int,
@@ -115,7 +116,7 @@ def folder_data(root: Path, out: Path, share: float, seed: int,
         hidden = [str(p.relative_to(root)) for s in ('train', 'val')
                   for p in sorted((root / s).glob('.*')) if p.is_dir()]
         if hidden:
-            raise ValueError(f'{some(hidden)} under {str(root)!r} would '
+            raise ValueError(f'{shorten(hidden)} under {str(root)!r} would '
                              'count as classes: remove the hidden folders.')
         sides = {s: images_by_class(root / s, read) for s in ('train', 'val')}
         names = sorted(sides['train'])
@@ -123,7 +124,7 @@ def folder_data(root: Path, out: Path, share: float, seed: int,
         if differing:
             raise ValueError(
                 f'classes differ between train/ and val/ of {str(root)!r}: '
-                f'{some(differing)} are in one of them only.')
+                f'{shorten(differing)} are in one of them only.')
         _refuse_one_class(names, root)
         parts = [dict(type='CustomDataset', data_root=str(root),
                       data_prefix=side, classes=names) for side in sides]
@@ -134,7 +135,7 @@ def folder_data(root: Path, out: Path, share: float, seed: int,
     _refuse_one_class(names, root)
     few = [name for name in names if len(found[name]) < 2]
     if few:
-        raise ValueError(f'{some(few)} under {str(root)!r} have one image '
+        raise ValueError(f'{shorten(few)} under {str(root)!r} have one image '
                          'each, which cannot be split: add images.')
     rng = random.Random(seed)
     sides = dict(train=[], val=[])
@@ -170,7 +171,8 @@ def listed_data(root: Path, train: Path, val: Path,
     for side, path in (('train', train), ('val', val)):
         labels[side] = collections.Counter()
         images = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        lines = path.read_text(encoding='utf-8').splitlines()
+        for number, line in enumerate(lines, 1):
             image, _, label = line.strip().rpartition(' ')
             if not image or not label.isdigit():
                 raise ValueError(
@@ -188,7 +190,7 @@ def listed_data(root: Path, train: Path, val: Path,
     names = names or [str(i) for i in range(count)]
     missing = [names[i] for i in range(len(names)) if not labels['train'][i]]
     if missing:
-        raise ValueError(f'{some(missing)} have no image in {str(train)!r}:'
+        raise ValueError(f'{shorten(missing)} have no image in {str(train)!r}:'
                          ' labels count from 0, without gaps.')
     _refuse_one_class(names, train)
     parts = [dict(type='CustomDataset', data_root=str(root),

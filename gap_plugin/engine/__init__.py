@@ -1,9 +1,11 @@
-"""What training runs on: precision, checkpoints, shards."""
+"""What training runs on: safe loading, checkpoints, precision, shards."""
 
-from .checkpoint import AtomicCheckpointHook
+from .checkpoint_hook import AtomicCheckpointHook
 from .precision import Bfloat16OptimWrapper
+from .safe_loading import allow_classes, allow_host_checkpoints
 from .sharding import timm_auto_wrap_policy
 
 __all__ = [
-    'AtomicCheckpointHook', 'Bfloat16OptimWrapper', 'timm_auto_wrap_policy'
+    'AtomicCheckpointHook', 'Bfloat16OptimWrapper', 'allow_classes',
+    'allow_host_checkpoints', 'timm_auto_wrap_policy'
 ]

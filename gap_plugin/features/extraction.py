@@ -14,9 +14,9 @@ from mmengine.dist import barrier, get_dist_info
 from mmengine.registry import FUNCTIONS
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from ..compat import versions
+from ..host import versions
+from ..progress import bar
 from ..version import __version__
 from .fixed_part import FixedPart, weights_of
 from .images import (
@@ -124,13 +124,13 @@ def extract(model: nn.Module, cfg: Config, split: str,
     blocks = [int(b) for b in writer.missing() if b % world == rank]
     barrier()  # the flags are read by all before one is set
     told = split if view is None else f'{split}, view {view}'
-    with tqdm(total=sum(map(writer.rows_in, blocks)), desc=told,
-              unit='image', disable=rank > 0) as bar:
+    with bar(sum(map(writer.rows_in, blocks)), told,
+             shown=rank == 0) as advance:
         for index, batch in zip(blocks, _batches(loader, rows, blocks),
                                 strict=True):
             features = features_of(batch)
             writer.write(index, features)
-            bar.update(len(features))
+            advance(len(features))
     barrier()
     if rank == 0:
         writer.finish(

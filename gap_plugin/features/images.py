@@ -14,8 +14,9 @@ from mmengine.registry import DATASETS
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..datasets import some, unreadable
-from ..models.messages import check_labels
+from ..datasets.loading import unreadable
+from ..messages import shorten
+from ..models.checks import check_labels
 
 SPLITS = ('train', 'val', 'test')
 
@@ -38,7 +39,7 @@ def loader_config(cfg: Config, split: str, augmented: bool = False) -> dict:
     if loader is None or plain is None:
         raise ValueError(f'the config has no {split}_dataloader, or none to '
                          'take the test pipeline from: add it, or leave '
-                         f'{split!r} out of --splits.')
+                         f'{split!r} out.')
     loader, plain = loader.to_dict(), plain.to_dict()
     loader['batch_size'] = plain['batch_size']
     dataset, pipeline = loader['dataset'], plain['dataset']
@@ -134,10 +135,10 @@ def readable(names: list[str], files: list[int], split: str,
     left = [i for i, name in enumerate(names) if name not in bad]
     if bad:
         told = (f'{len(names) - len(left)} of {len(names)} images of '
-                f'{split!r} cannot be read: {some(sorted(bad))}')
+                f'{split!r} cannot be read: {shorten(sorted(bad))}')
         if not skip_bad or not left:
-            raise ValueError(f'{told}; remove them, or leave them out with '
-                             '--skip-bad.')
+            raise ValueError(f'{told}; remove them, or leave them out '
+                             'with skip_bad=True.')
         if rank == 0:
             print(f'{told}; left out.')
     return np.asarray(left)

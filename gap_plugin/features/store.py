@@ -47,7 +47,7 @@ class FeatureStore:
         if not (self.folder / _DESCRIPTION).is_file():
             raise ValueError(
                 f'{str(folder)!r} is no feature store: it has no '
-                f'{_DESCRIPTION}; make one with tools/extract_features.py.')
+                f'{_DESCRIPTION}; extract features first.')
         try:
             self.description = json.loads(
                 (self.folder / _DESCRIPTION).read_text())
@@ -78,7 +78,7 @@ class FeatureStore:
 
     def _damaged(self, name: str, why: Any) -> str:
         return (f'{str(self.folder / name)!r} is damaged ({why}): extract '
-                'again with --force.')
+                'again with force=True.')
 
     def __len__(self) -> int:
         return len(self.features)
@@ -96,7 +96,7 @@ class FeatureStore:
         if others:
             raise ValueError(
                 f'{str(self.folder)!r} was made otherwise: {others}; '
-                'extract again with --force, or into another --out.')
+                'extract again with force=True, or into another folder.')
 
 
 class StoreWriter:
@@ -143,7 +143,8 @@ class StoreWriter:
             if others:
                 raise ValueError(
                     f'{str(self.partial)!r} is half of another store: '
-                    f'{others}; use --force to drop it, or another --out.')
+                    f'{others}; use force=True to drop it, or another '
+                    'folder.')
             return
         # killed before its plan was there: it holds no features
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -168,7 +169,7 @@ class StoreWriter:
             raise OSError(
                 error.errno, f'cannot lay out {self.rows} x {self.width} '
                 f'features under {str(self.folder.parent)!r}: '
-                f'{error.strerror}; free space or choose another --out'
+                f'{error.strerror}; free space or choose another folder'
             ) from None
 
     def rows_in(self, index: int) -> int:
@@ -201,7 +202,7 @@ class StoreWriter:
             row = start + int(np.argmin(np.isfinite(features).all(1)))
             raise ValueError(
                 f'features of row {row} are not finite as {self.dtype}: '
-                'check the weights, or use --dtype float32.')
+                "check the weights, or use dtype='float32'.")
         with open(self.partial / 'features.npy', 'r+b', buffering=0) as file:
             if not self._offset:
                 np.lib.format.read_magic(file)
@@ -280,7 +281,7 @@ def remove(folder: str | Path,
             'plan.json', 'plan.json.tmp'})
         if other:
             raise ValueError(f'{str(path)!r} holds {other[0]!r}, which is of '
-                             'no feature store: choose another --out.')
+                             'no feature store: choose another folder.')
         shutil.rmtree(path)
 
 

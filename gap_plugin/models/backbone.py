@@ -10,7 +10,8 @@ from mmpretrain.registry import MODELS
 from timm.models import reparameterize_model
 from torch import nn
 
-from ..timm_features import (
+from ..messages import first_line
+from ..timm_network import (
     INPUT_ERRORS,
     DataSource,
     FeaturePath,
@@ -18,7 +19,6 @@ from ..timm_features import (
     NetworkSpec,
     check_size,
     create_network,
-    first_line,
     freeze,
     last_built,
     layer_depths,
@@ -31,7 +31,7 @@ from ..timm_features import (
     takes_size,
     tune_part,
 )
-from .conversions import NormConversions, fuses_rightly
+from .norm_repair import NormConversions, fuses_rightly
 
 
 @MODELS.register_module()

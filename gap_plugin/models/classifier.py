@@ -11,7 +11,7 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from ..timm_features import DataSource
+from ..timm_network import DataSource
 from .wiring import Wiring
 
 _CLASSIFICATION = SimpleNamespace(

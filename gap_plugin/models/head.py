@@ -5,7 +5,7 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from .messages import check_labels, check_width
+from .checks import check_labels, check_width
 
 
 @MODELS.register_module()

@@ -5,7 +5,7 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from .messages import check_width
+from .checks import check_width
 
 Features = torch.Tensor | tuple[torch.Tensor, ...]
 

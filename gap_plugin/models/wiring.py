@@ -15,13 +15,13 @@ from mmengine.model import Sequential
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from ..timm_features import INPUT_ERRORS, probe
+from ..timm_network import INPUT_ERRORS, run_for_shapes
 
 #: What parts call the width of their input.
 _WIDTH_NAMES = ('in_channels', 'input_features')
 
 #: Errors of parts that cannot be run on such input, or not alone.
-_PROBE_ERRORS = (*INPUT_ERRORS, AttributeError, ImportError, KeyError)
+_RUN_ERRORS = (*INPUT_ERRORS, AttributeError, ImportError, KeyError)
 
 Features = torch.Tensor | tuple[torch.Tensor, ...] | None
 
@@ -135,8 +135,8 @@ class Wiring:
         if self.features is None:
             return
         try:
-            features = probe(part, self.features)
-        except _PROBE_ERRORS:
+            features = run_for_shapes(part, self.features)
+        except _RUN_ERRORS:
             features = None
         self.features = _as_features(features)
 
@@ -195,8 +195,8 @@ def _backbone_features(backbone: nn.Module) -> Features:
         for channels in (3, 1):
             image = torch.empty(2, channels, height, width, device='meta')
             try:
-                features = _as_features(probe(backbone, image))
-            except _PROBE_ERRORS:
+                features = _as_features(run_for_shapes(backbone, image))
+            except _RUN_ERRORS:
                 continue
             if features is not None:
                 return features

@@ -8,7 +8,7 @@ import torch
 from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .store import FeatureStore
+from ..features.store import FeatureStore
 
 
 class FeatureBatches(Dataset):

@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from torch import nn
 
 from .evaluation import build_evaluator, of_whole_batch, whole_predictions
-from .fused import Product, behind
+from .fused import FusedClassifiers, head_on_logits
 
 
 def grid(rates: Sequence[float] | None,
@@ -73,7 +73,7 @@ class Candidates(BaseModel):
         self.names = list(names)
         self.members = nn.ModuleList(copy.deepcopy(model) for _ in names)
         self.fused = model.product is not None
-        self._product = Product(self.members) if self.fused else None
+        self._product = FusedClassifiers(self.members) if self.fused else None
 
     def optim_wrappers(self, cfg: dict,
                        settings: Sequence[dict]) -> OptimWrapperDict:
@@ -103,7 +103,7 @@ class Candidates(BaseModel):
                 # cut: the losses end at the logits, one pass goes further
                 logits = self._product(inputs)
                 ends = [x.detach().requires_grad_() for x in logits]
-                found = [behind(member.head).loss(end, samples) for
+                found = [head_on_logits(member.head).loss(end, samples) for
                          member, end in zip(self.members, ends, strict=True)]
             else:
                 found = [member.loss(inputs, samples)
@@ -142,7 +142,7 @@ class Candidates(BaseModel):
                        for p in self.members[index].parameters())
 
 
-class EachCandidate(Evaluator):
+class PerCandidateEvaluator(Evaluator):
     """Evaluates every copy on its own.
 
     Metrics are named ``<copy>/<metric>``; those of a copy that has diverged

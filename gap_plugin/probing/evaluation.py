@@ -20,7 +20,7 @@ def of_whole_batch(samples: list[DataSample]) -> bool:
 
 def whole_predictions(logits: torch.Tensor,
                       samples: list[DataSample]) -> list[dict]:
-    """Predictions of a batch, in one dict, for :class:`WholeBatches`."""
+    """Predictions of a batch, in one dict, for :class:`BatchEvaluator`."""
     return [dict(pred_score=logits.softmax(1), gt_label=samples[0].gt_label)]
 
 
@@ -38,7 +38,7 @@ def build_evaluator(metrics: Any, model: nn.Module,
             and has_stock(model.head, ClsHead, 'predict', '_get_predictions')
             and all(type(m) in (Accuracy, SingleLabelMetric)
                     for m in evaluator.metrics)):
-        return WholeBatches(evaluator.metrics)
+        return BatchEvaluator(evaluator.metrics)
     return evaluator
 
 
@@ -48,7 +48,7 @@ def has_stock(part: nn.Module, kind: type, *names: str) -> bool:
                for name in names)
 
 
-class WholeBatches(Evaluator):
+class BatchEvaluator(Evaluator):
     """Evaluates scores and labels of whole batches, in one process.
 
     The metrics compute from what they would have collected themselves, row

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .store import FeatureStore
+from ..features.store import FeatureStore
 
 #: Weight of a neighbour of cosine similarity s is exp(s / 0.07), as in
 #: https://arxiv.org/abs/1805.01978 and in the k-NN evaluation of DINO.
@@ -38,7 +38,7 @@ def knn(train: FeatureStore, val: FeatureStore,
     _check_single(train, val)
     for k in counts:
         if not 1 <= k <= len(train):
-            raise ValueError(f'--knn {k}: must be from 1 to the '
+            raise ValueError(f'knn={k}: must be from 1 to the '
                              f'{len(train)} training images.')
     # the same order as by cosine: d^2 = 2 - 2 s
     vote = neighbors.KNeighborsClassifier(
@@ -82,10 +82,10 @@ def few_shot(train: FeatureStore, val: FeatureStore, shots: Sequence[int],
     members = {c: np.flatnonzero(labels == c) for c in np.unique(labels)}
     rarest = min(members, key=lambda c: len(members[c]))
     if len(members) < 2:
-        raise ValueError('--shots: all training images are of one class.')
+        raise ValueError('shots: all training images are of one class.')
     for n in shots:
         if not 1 <= n <= len(members[rarest]):
-            raise ValueError(f'--shots {n}: must be from 1 to the '
+            raise ValueError(f'shots={n}: must be from 1 to the '
                              f'{len(members[rarest])} training images of '
                              f'class {rarest}.')
     scale = np.sqrt(train.features.shape[1])
@@ -111,7 +111,7 @@ def _sklearn(module: str) -> Any:
         import sklearn.linear_model
         import sklearn.neighbors
     except ImportError:
-        raise ImportError('--knn and --shots need scikit-learn: pip install '
+        raise ImportError('knn and shots need scikit-learn: pip install '
                           '"gap_plugin[probe]".') from None
     return getattr(sklearn, module)
 
@@ -119,7 +119,7 @@ def _sklearn(module: str) -> Any:
 def _check_single(*stores: FeatureStore) -> None:
     for store in stores:
         if store.labels.ndim > 1:
-            raise ValueError('--knn and --shots take one label an image, got '
+            raise ValueError('knn and shots take one label an image, got '
                              f'several in {str(store.folder)!r}.')
 
 

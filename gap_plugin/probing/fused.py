@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..models import BNNeck, LinearHead
-from ..models.messages import check_width
+from ..models.checks import check_width
 from .evaluation import has_stock
 
 #: Heads whose logits are those of their layer ``fc``.
@@ -38,7 +38,7 @@ def is_linear(model: nn.Module) -> bool:
             and not (dropout is not None and dropout.p))
 
 
-class Product:
+class FusedClassifiers:
     """Logits of several classifiers by one product.
 
     Args:
@@ -96,7 +96,7 @@ def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def behind(head: nn.Module) -> nn.Module:
+def head_on_logits(head: nn.Module) -> nn.Module:
     """The head, for logits: losses and predictions as its own."""
     head = copy.copy(head)
     head.forward = lambda logits: logits

@@ -8,9 +8,9 @@ from mmengine.model import BaseDataPreprocessor
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from ..features.fixed_part import FixedPart
 from .evaluation import of_whole_batch, whole_predictions
-from .fixed_part import FixedPart
-from .fused import Product, behind, is_linear
+from .fused import FusedClassifiers, head_on_logits, is_linear
 
 
 class _Stored(nn.Module):
@@ -41,7 +41,7 @@ class _OnFeatures:
         if self.product is None:
             return super().loss(inputs, data_samples)
         (logits, ) = self.product(inputs)
-        return behind(self.head).loss(logits, data_samples)
+        return head_on_logits(self.head).loss(logits, data_samples)
 
     def val_step(self, data: dict) -> list[dict]:
         """Predictions, in one dict for labels of a whole batch."""
@@ -74,7 +74,7 @@ def check_frozen(model: nn.Module) -> None:
             f'the backbone is not frozen ({trained} parameters are trained, '
             f'{moving} norms follow the batches), so that its features would '
             "not stay: set frozen_stages='all' of TimmFeatureBackbone, or "
-            'probe it as it is with --freeze.')
+            'probe it as it is with freeze=True.')
 
 
 def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
@@ -99,7 +99,7 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
             short.neck.add_module(
                 name,
                 nn.Identity() if f'neck.{name}' in fixed.necks else part)
-    short.product = Product([short]) if is_linear(short) else None
+    short.product = FusedClassifiers([short]) if is_linear(short) else None
     short.__class__ = type('OnFeatures', (_OnFeatures, type(model)), {})
     if not any(p.requires_grad for p in short.parameters()):
         raise ValueError('neither neck nor head of the config has a '

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..features.fixed_part import weights_of
+from ..features.images import check_split
+from ..features.store import FeatureStore, differing
 from ..files import replacing
 from .batches import FeatureBatches, feature_loader
-from .candidates import Candidates, EachCandidate
-from .evaluation import WholeBatches, build_evaluator
-from .fixed_part import weights_of
-from .images import check_split
+from .candidates import Candidates, PerCandidateEvaluator
+from .evaluation import BatchEvaluator, build_evaluator
 from .keep_best import KeepBest
-from .store import FeatureStore, differing
 from .stored_model import probe_model
 
 
@@ -53,7 +53,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
           val: FeatureStore | None, *, epochs: int, work_dir: str | Path,
           metainfo: dict, settings: Mapping[str, dict] | None = None,
           test: FeatureStore | None = None, resume: bool = False,
-          keep_every: float = 5.) -> ProbeResult:
+          keep_every: float = 5., hooks: Sequence[Hook] = ()
+          ) -> ProbeResult:
     """Train neck and head on stored features, with the config's schedule.
 
     Args:
@@ -74,6 +75,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         test: Features to evaluate the kept weights on, once.
         resume: Whether to go on from the last epoch kept there.
         keep_every: Seconds after which the last epoch is kept again.
+        hooks: Further ones, such as a progress bar.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -85,7 +87,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                          'validation: it is what chooses one of them.')
     if len({view.fingerprint.get('data') for view in views}) > 1:
         raise ValueError('the views are not of the same images: extract them '
-                         'again with --force.')
+                         'again with force=True.')
     for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
             check_split(store.labels, model, split)
@@ -123,8 +125,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         validation = dict(
             val_dataloader=_in_order(val, metainfo, evaluator),
             val_cfg=dict(),
-            val_evaluator=evaluator if trained is short else EachCandidate(
-                cfg.val_evaluator, trained, val.labels))
+            val_evaluator=evaluator if trained is short else
+            PerCandidateEvaluator(cfg.val_evaluator, trained, val.labels))
     runner = Runner(
         model=trained,
         work_dir=str(work_dir),
@@ -144,6 +146,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         experiment_name=f'probe_{work_dir.name}_{uuid4().hex[:8]}',
         cfg=Config(dict(model=cfg.model)),
         **validation)
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
     own = {key: value for key, value in cfg.optim_wrapper.optimizer.items()
            if key in ('lr', 'weight_decay')}
@@ -228,13 +232,13 @@ def _check_resumed(last: Path, made_by: dict) -> None:
     others = differing(kept['meta']['made_by'], made_by)
     if others:
         raise ValueError(f'{str(last)!r} is of another probe: {others}; '
-                         'leave --resume out, or use another --work-dir.')
+                         'leave resume=True out, or use another work_dir.')
 
 
 def _in_order(store: FeatureStore, metainfo: dict,
               evaluator: Evaluator) -> DataLoader:
     return feature_loader(
-        [store], metainfo, isinstance(evaluator, WholeBatches),
+        [store], metainfo, isinstance(evaluator, BatchEvaluator),
         store.fingerprint['batch_size'])
 
 

@@ -1,20 +1,6 @@
-r"""Which backbone is best on your data? One pass and one probe for each.
+"""One pass and one probe for each of several backbones."""
 
-    python tools/rank_backbones.py --models 'resnet*' vit_tiny_patch16_224 \\
-        --data-root data/images
-    python tools/rank_backbones.py --models 'test_*' --no-pretrained \\
-        --config configs/digits/test_nfnet.py
-
-Each network is frozen, with its own timm preprocessing, and probed as by
-linear_probe.py. Under --out, ranking.csv, ranking.md and ranking.png
-(accuracy on the validation split against images/s) are written after every
-network. One that fails is reported there, and the rest goes on. A run that
-was cut off goes on where it stopped.
-"""
-
-import argparse
 import copy
-import csv
 import fnmatch
 import hashlib
 import json
@@ -22,87 +8,90 @@ import math
 import multiprocessing
 import re
 import statistics
-import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-import gap_plugin
-import make_config
-from common import add_setting_flags, build_classifier
-from gap_plugin.compat import versions
-from gap_plugin.files import replacing
-from gap_plugin.probing import extract, grid, probe, remove
-from gap_plugin.probing.images import (
+from ..config_writer import NewConfig, write_config
+from ..engine.building import build_classifier
+from ..features import extract, remove
+from ..features.images import (
     build_dataset,
     data_list,
     loader_config,
     readable,
 )
-from gap_plugin.timm_features import check_name
+from ..files import replacing
+from ..host import versions
+from ..probing import grid, probe
+from ..timm_network import check_name
+from ..version import __version__
+from .table import write_tables
 
-try:
-    from ranking_plot import pareto, plot
-except ImportError as error:
-    sys.exit(f'rank_backbones.py draws with {error.name}, which is missing: '
-             'pip install -e ".[probe]"')
-
-COLUMNS = ('model', 'accuracy', 'metric', 'images_per_s', 'pareto',
-           'params_m', 'features', 'img_size', 'lr', 'weight_decay', 'epoch',
-           'seconds', 'error')
 SPLITS = ('train', 'val')
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', nargs='+', required=True,
-                        help='names of timm, or patterns')
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument('--data-root', type=Path,
-                      help='folder of images, as make_config.py takes it')
-    data.add_argument('--config', help='whose data, neck, head and schedule '
-                      'are used')
-    parser.add_argument('--no-pretrained', action='store_true',
-                        help='random weights')
-    parser.add_argument('--weights', type=Path, metavar='FOLDER',
-                        help='<model>.safetensors, .pth or .bin in place of '
-                        'the weights of the hub')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/ranking'))
-    parser.add_argument('--epochs', type=int, default=50)
-    add_setting_flags(parser)
-    parser.add_argument('--amp', action='store_true',
-                        help='automatic mixed precision of the pass')
-    parser.add_argument('--skip-bad', action='store_true',
-                        help='leave unreadable images out')
-    parser.add_argument('--timing-batch', type=int, default=32, metavar='N',
-                        help='images a batch when images/s are measured')
-    parser.add_argument('--keep-features', action='store_true',
-                        help='leave the stores on the disk')
-    parser.add_argument('--force', action='store_true',
-                        help='measure again what is there')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE', help='change the config')
-    args = parser.parse_args()
-    for flag in ('epochs', 'timing_batch'):
-        if getattr(args, flag) < 1:
-            parser.error(f'--{flag.replace("_", "-")} must be 1 at least, '
-                         f'got {getattr(args, flag)}')
-    return args
+@dataclass(frozen=True)
+class RankingOptions:
+    """How backbones are compared.
+
+    Args:
+        out: Folder for all that is written.
+        config: Whose data, neck, head and schedule are used; None for those
+            of ``data_root``.
+        data_root: Folder of images, as
+            :class:`~gap_plugin.config_writer.NewConfig` takes it.
+        no_pretrained: Whether weights are random.
+        weights: Folder of ``<model>.safetensors``, ``.pth`` or ``.bin``, in
+            place of the weights of the hub.
+        epochs: Of each probe.
+        lr: Learning rates; None for that of the config.
+        weight_decay: Weight decays, likewise.
+        amp: Whether the pass runs under autocast.
+        skip_bad: Whether unreadable images are left out.
+        timing_batch: Images a batch when images/s are measured.
+        keep_features: Whether stores stay on the disk.
+        force: Whether what is there is measured again.
+        cfg_options: Changes of the config.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    out: Path
+    config: str | None = None
+    data_root: Path | None = None
+    no_pretrained: bool = False
+    weights: Path | None = None
+    epochs: int = 50
+    lr: list[float] | None = None
+    weight_decay: list[float] | None = None
+    amp: bool = False
+    skip_bad: bool = False
+    timing_batch: int = 32
+    keep_features: bool = False
+    force: bool = False
+    cfg_options: dict | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('epochs', 'timing_batch'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)} must be 1 at '
+                                 'least.')
+        grid(self.lr, self.weight_decay)  # refuses what is out of range
 
 
 def chosen_models(patterns: list[str], pretrained: bool) -> list[str]:
@@ -125,9 +114,9 @@ def chosen_models(patterns: list[str], pretrained: bool) -> list[str]:
                 if name in weighted or not pretrained]
             if not names:
                 raise ValueError(
-                    f'--models {pattern!r} fits no network of timm'
-                    f'{" with weights" if pretrained else ""}: see python '
-                    'tools/backbones.py.')
+                    f'models: {pattern!r} fits no network of timm'
+                    f'{" with weights" if pretrained else ""}: see '
+                    'timm.list_models().')
         else:
             check_name(pattern)
             names = [pattern]
@@ -135,25 +124,21 @@ def chosen_models(patterns: list[str], pretrained: bool) -> list[str]:
     return list(found)
 
 
-def base_config(args: argparse.Namespace) -> Config:
+def base_config(options: RankingOptions) -> Config:
     """The config that all networks share.
 
     Raises:
         ValueError: If it cannot be made.
     """
-    if args.config is None:
-        path = args.out / 'config.py'
-        _, files = make_config.config_files(make_config.parse_args([
-            'resnet18', '--data-root', str(args.data_root), '--out',
-            str(path), '--recipe', 'linear']), read=False)
-        for name, text in files.items():
-            with replacing(name) as temporary:
-                temporary.write_text(text)
-    cfg = Config.fromfile(args.config or path)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    if options.config is None:
+        request = NewConfig('resnet18', options.data_root, recipe='linear',
+                            out=options.out / 'config.py', force=True)
+        write_config(request, read=False)
+    cfg = Config.fromfile(str(options.config or request.path))
+    if options.cfg_options:
+        cfg.merge_from_dict(options.cfg_options)
     if cfg.model.backbone.type != 'TimmFeatureBackbone':
-        raise ValueError(f'the backbone of {args.config} is '
+        raise ValueError(f'the backbone of {options.config} is '
                          f'{cfg.model.backbone.type}: use a config of '
                          'TimmFeatureBackbone, whose model_name changes.')
     cfg.pop('load_from', None)
@@ -167,8 +152,8 @@ def base_config(args: argparse.Namespace) -> Config:
         cfg[f'{split}_dataloader'].setdefault(
             'collate_fn', dict(type='default_collate'))
     if 'TimmTestTransform' not in str(loader_config(cfg, 'val')):
-        print('the test pipeline has no TimmTestTransform: it is the same '
-              'for all networks.')
+        warnings.warn('the test pipeline has no TimmTestTransform: it is the '
+                      'same for all networks.', stacklevel=2)
     return cfg
 
 
@@ -210,12 +195,12 @@ def weights_file(name: str, folder: Path) -> Path:
 
 
 def measured_by(name: str, base: Config, data: str,
-                args: argparse.Namespace) -> dict:
+                options: RankingOptions) -> dict:
     """What the figures of a network depend on."""
-    weights: object = 'none' if args.no_pretrained else 'hub'
-    if args.weights:
+    weights: object = 'none' if options.no_pretrained else 'hub'
+    if options.weights:
         try:
-            found = weights_file(name, args.weights).stat()
+            found = weights_file(name, options.weights).stat()
             weights = [found.st_size, found.st_mtime_ns]
         except ValueError:
             weights = None
@@ -223,12 +208,12 @@ def measured_by(name: str, base: Config, data: str,
         config=base.pretty_text, data=data, weights=weights,
         device=torch.cuda.get_device_name() if torch.cuda.is_available()
         else f'{torch.get_num_threads()} CPU threads',
-        versions=dict(versions(), gap_plugin=gap_plugin.__version__),
-        **{key: str(getattr(args, key)) for key in
+        versions=dict(versions(), gap_plugin=__version__),
+        **{key: str(getattr(options, key)) for key in
            ('epochs', 'lr', 'weight_decay', 'amp', 'timing_batch')})
 
 
-def config_of(name: str, base: Config, args: argparse.Namespace) -> Config:
+def config_of(name: str, base: Config, options: RankingOptions) -> Config:
     """The config of one network: frozen, with its weights.
 
     Raises:
@@ -237,10 +222,10 @@ def config_of(name: str, base: Config, args: argparse.Namespace) -> Config:
     cfg = copy.deepcopy(base)
     cfg.model.backbone.update(
         model_name=name, frozen_stages='all',
-        pretrained=not (args.no_pretrained or args.weights))
-    if args.weights:
+        pretrained=not (options.no_pretrained or options.weights))
+    if options.weights:
         cfg.model.backbone.checkpoint_path = str(
-            weights_file(name, args.weights))
+            weights_file(name, options.weights))
     return cfg
 
 
@@ -269,7 +254,7 @@ def speed(model: nn.Module, cfg: Config, batch: int,
 
 
 def rank_one(name: str, folder: Path, base: Config, bad: set[str],
-             args: argparse.Namespace) -> dict:
+             options: RankingOptions) -> dict:
     """All figures of one network.
 
     Raises:
@@ -278,22 +263,21 @@ def rank_one(name: str, folder: Path, base: Config, bad: set[str],
     start = time.perf_counter()
     if base.get('custom_imports'):  # in this process, too
         import_modules_from_strings(**base.custom_imports)
-    cfg = config_of(name, base, args)
-    model = build_classifier(cfg, argparse.Namespace(
-        cfg_options=None, launcher='none', checkpoint=None))
+    cfg = config_of(name, base, options)
+    model = build_classifier(cfg)
     stores = {
         split: extract(model, cfg, split, folder / 'features' / split,
-                       amp=args.amp, force=True, bad=bad)
+                       amp=options.amp, force=True, bad=bad)
         for split in SPLITS}
     result = probe(
-        model, cfg, stores['train'], stores['val'], epochs=args.epochs,
+        model, cfg, stores['train'], stores['val'], epochs=options.epochs,
         work_dir=folder / 'probe',
         metainfo=stores['train'].description['metainfo'],
-        settings=grid(args.lr, args.weight_decay))
+        settings=grid(options.lr, options.weight_decay))
     (kept, ) = [row for row in result.table if row['kept']]
     if not math.isfinite(kept['value']):
-        raise ValueError('the probe has diverged: try smaller --lr.')
-    rate, side = speed(model, cfg, args.timing_batch, args.amp)
+        raise ValueError('the probe has diverged: try a smaller lr.')
+    rate, side = speed(model, cfg, options.timing_batch, options.amp)
     parameters = sum(p.numel() for p in model.backbone.parameters())
     return dict(
         model=name, accuracy=kept['value'], metric=kept['metric'],
@@ -316,7 +300,7 @@ def logged(log: Path, work: Callable, *args: object) -> dict:
 
 
 def isolated(name: str, folder: Path, base: Config, bad: set[str],
-             args: argparse.Namespace) -> dict:
+             options: RankingOptions) -> dict:
     """The figures of a network from a process of its own.
 
     A crash, or a network that takes more memory than there is, ends that
@@ -330,7 +314,7 @@ def isolated(name: str, folder: Path, base: Config, bad: set[str],
     with ProcessPoolExecutor(
             1, multiprocessing.get_context('spawn')) as pool:
         future = pool.submit(logged, log, rank_one, name, folder, base, bad,
-                             args)
+                             options)
         problem = future.exception()
     if problem is None:
         return future.result()
@@ -343,79 +327,42 @@ def isolated(name: str, folder: Path, base: Config, bad: set[str],
     return dict(model=name, error=f'{told} ({log})')
 
 
-def write(rows: list[dict], out: Path) -> None:
-    """Tables and plot, the best first."""
-    failed = [row for row in rows if 'error' in row]
-    ranked = sorted((row for row in rows if 'error' not in row),
-                    key=lambda row: -row['accuracy'])
-    front = pareto(ranked)
-    ranked = [dict(row, pareto=row in front) for row in ranked]
-    with replacing(out / 'ranking.csv') as path, open(
-            path, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(ranked + failed)
-    metric = ranked[0]['metric'] if ranked else 'accuracy'
-    lines = [
-        f'| network | {metric} (val) | images/s | params (M) | features | '
-        'image | Pareto front |', '|---|---|---|---|---|---|---|', *(
-            f'| {row["model"]} | {row["accuracy"]:.2f} | '
-            f'{row["images_per_s"]:.1f} | {row["params_m"]:.2f} | '
-            f'{row["features"]} | {row["img_size"]} | '
-            f'{"yes" if row["pareto"] else ""} |' for row in ranked), *(
-            f'| {row["model"]} | failed: {row["error"]} | | | | | |'
-            for row in failed)]
-    with replacing(out / 'ranking.md') as path:
-        path.write_text('\n'.join(lines) + '\n')
-    if ranked:
-        with replacing(out / 'ranking.png') as path:
-            plot(ranked, path)
+def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
+    """Measure networks one after another; tables and plot grow with each.
 
+    Args:
+        names: Of :func:`chosen_models`.
+        options: How.
 
-def main() -> None:
-    """Rank."""
-    args = parse_args()
-    warnings.simplefilter('ignore')
-    names = chosen_models(args.models,
-                          not args.no_pretrained and not args.weights)
-    args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
-    base = base_config(args)
-    grid(args.lr, args.weight_decay)  # refuses what is out of range
-    data, bad = check_data(base, args.skip_bad)
+    Yields:
+        A row for each: its figures, or ``error``; ``known`` if they were
+        measured before.
+
+    Raises:
+        ValueError: If the data cannot be probed on.
+    """
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = base_config(options)
+    data, bad = check_data(base, options.skip_bad)
     rows = []
-    for i, name in enumerate(names, 1):
-        folder = args.out / 'networks' / re.sub(r'[^\w.-]', '_', name)
-        known = folder / 'result.json'
-        found = json.loads(known.read_text()) if known.is_file() else {}
-        made_by = measured_by(name, base, data, args)
-        again = args.force or found.get('made_by') != made_by
-        if again:
-            row = isolated(name, folder, base, bad, args)
+    for name in names:
+        folder = options.out / 'networks' / re.sub(r'[^\w.-]', '_', name)
+        result = folder / 'result.json'
+        found = (json.loads(result.read_text(encoding='utf-8'))
+                 if result.is_file() else {})
+        made_by = measured_by(name, base, data, options)
+        known = not options.force and found.get('made_by') == made_by
+        if known:
+            row = found['row']
+        else:
+            row = isolated(name, folder, base, bad, options)
             if 'error' not in row:  # what fails is tried again next time
-                with replacing(known) as path:
+                with replacing(result) as path:
                     path.write_text(json.dumps(dict(
-                        row=row, made_by=made_by)))
-                if not args.keep_features:
+                        row=row, made_by=made_by)), encoding='utf-8')
+                if not options.keep_features:
                     for split in SPLITS:
                         remove(folder / 'features' / split)
-        else:
-            row = found['row']
         rows.append(row)
-        write(rows, args.out)
-        told = row.get('error') or (
-            f'{row["accuracy"]:.2f} at {row["images_per_s"]:.1f} images/s'
-            f'{"" if again else ", as measured before"}')
-        print(f'[{i}/{len(names)}] {name}: {told}', flush=True)
-    failed = sum('error' in row for row in rows)
-    print(f'{len(rows) - failed} of {len(rows)} networks ranked, {failed} '
-          f'failed: {args.out / "ranking.md"}')
-    if failed == len(rows):
-        sys.exit(1)
-
-
-if __name__ == '__main__':
-    try:
-        main()
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'{Path(__file__).name}: {error}')
+        write_tables(rows, options.out)
+        yield dict(row, known=known)

@@ -1,9 +1,9 @@
 """timm networks as feature extractors: pure torch and timm, no OpenMMLab.
 
 Reading order: :mod:`.weights` (files), :mod:`.create` (the network with its
-weights), :mod:`.data` (its images), :mod:`.trace` (what a run of it shows),
-:mod:`.sizes` (which images it takes), :mod:`.feature_map` (where its last map
-is), :mod:`.depth` (which parameter lies how deep).
+weights), :mod:`.image_settings` (its images), :mod:`.trace` (what a run of it
+shows), :mod:`.sizes` (which images it takes), :mod:`.feature_map` (where its
+last map is), :mod:`.depth` (which parameter lies how deep).
 """
 
 from .create import (
@@ -12,7 +12,9 @@ from .create import (
     create_network,
     is_registered,
 )
-from .data import (
+from .depth import freeze, layer_depths, tune_part
+from .feature_map import FeaturePath, prepare, read_features, refuses
+from .image_settings import (
     DataSettings,
     DataSource,
     check_size,
@@ -21,16 +23,14 @@ from .data import (
     pair,
     remember,
 )
-from .depth import freeze, layer_depths, tune_part
-from .feature_map import FeaturePath, prepare, read_features, refuses
 from .sizes import near_sizes, takes_size
-from .trace import INPUT_ERRORS, probe
-from .weights import KeyReport, first_line
+from .trace import INPUT_ERRORS, run_for_shapes
+from .weights import KeyReport
 
 __all__ = [
     'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
     'NetworkSpec', 'check_name', 'check_size', 'create_network',
-    'data_source', 'first_line', 'freeze', 'is_registered', 'last_built',
-    'layer_depths', 'near_sizes', 'pair', 'prepare', 'probe',
+    'data_source', 'freeze', 'is_registered', 'last_built',
+    'layer_depths', 'near_sizes', 'pair', 'prepare', 'run_for_shapes',
     'read_features', 'refuses', 'remember', 'takes_size', 'tune_part'
 ]

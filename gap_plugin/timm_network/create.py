@@ -21,7 +21,8 @@ from timm.models import (
     split_model_name_tag,
 )
 
-from .weights import KeyReport, first_line, key_report, read_checkpoint
+from ..messages import first_line
+from .weights import KeyReport, key_report, read_checkpoint
 
 #: timm's name of an argument -> ours, which must be used instead
 _RESERVED = {

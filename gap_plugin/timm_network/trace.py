@@ -82,7 +82,7 @@ class Trace:
         return Run(output, size[1], live, frozenset(called))
 
 
-def probe(module: nn.Module,
+def run_for_shapes(module: nn.Module,
           inputs: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
     """What a module gives in training for inputs of some shapes.
 

@@ -13,16 +13,12 @@ import torch
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 
+from ..messages import first_line, shorten
+
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.tar', '.bin', '.npz')
 
 #: In MMPretrain checkpoints the timm network stands under these names.
 _HOST_PREFIXES = ('backbone.timm_model.', 'timm_model.')
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type when it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def read_checkpoint(path: str) -> dict | None:
@@ -140,8 +136,8 @@ class KeyReport:
 
 
 def _count(names: list[str], what: str) -> str:
-    shown = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-    return f'{len(names)} {what} keys' + (f' ({shown})' if names else '')
+    return f'{len(names)} {what} keys' + (
+        f': {shorten(names)}' if names else '')
 
 
 def _classifiers(model: torch.nn.Module) -> tuple[str, ...]:

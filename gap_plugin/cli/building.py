@@ -1,0 +1,174 @@
+"""From flags to a config, a runner, a model, stores."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import init_dist
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..engine.building import build_classifier
+from ..features import FeatureStore, extract
+from ..host import init_cpu_group
+from ..shipped import shipped
+from ..stock.old_names import numpy_in1d
+from . import console
+
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def config_path(name: str) -> Path:
+    """A config: a file, or one that comes with the package.
+
+    Args:
+        name: A path, or ``folder/name`` of a shipped config, with or without
+            ``.py``.
+
+    Raises:
+        FileNotFoundError: If there is neither; with the nearest names.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise FileNotFoundError(f'config {name!r} is a folder: name one of '
+                                'its files.')
+    folder = shipped('configs')
+    inside = folder / name.removesuffix('.py')
+    inside = inside.with_name(f'{inside.name}.py')
+    if not path.is_absolute() and inside.is_file():
+        return inside
+    known = [p.relative_to(folder).with_suffix('').as_posix()
+             for p in sorted(folder.rglob('*.py'))
+             if not p.relative_to(folder).parts[0].startswith('_')]
+    near = difflib.get_close_matches(
+        name.removesuffix('.py').removeprefix('configs/'), known, 3, .5)
+    raise FileNotFoundError(
+        f'config {name!r} is no file and comes not with this package: '
+        + (f'did you mean {", ".join(near)}?' if near else
+           f'there are {", ".join(known[:5])}, ...'))
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the shared flags, ``--cfg-options`` last.
+
+    Returns:
+        The config, with a ``work_dir``.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If an option changes nothing.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(str(config_path(args.config)))
+    if cfg.get('model') is None:
+        raise ValueError(f'config {args.config!r} has no model: name a '
+                         'config that builds one.')
+    cfg.launcher = args.launcher
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    cores = os.cpu_count() or 1
+    for name in DATALOADERS:
+        loader = cfg.get(name)
+        if loader is None:
+            continue
+        loader.setdefault('pin_memory', torch.cuda.is_available())
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        if args.no_pin_memory:
+            loader.pin_memory = False
+        if loader.get('num_workers', 0) > cores:
+            loader.num_workers = cores
+            console.warn(f'{cores} workers load images, as many as there are '
+                         'cores; --cfg-options '
+                         f'{name}.num_workers=N starts more.')
+    return cfg
+
+
+def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+    """Apply ``--cfg-options``.
+
+    Raises:
+        ValueError: If a key has no place in the config.
+    """
+    if not args.cfg_options:
+        return
+    for key in args.cfg_options:
+        first = key.split('.')[0]
+        if '.' in key and first not in cfg:
+            near = difflib.get_close_matches(first, list(cfg), 1)
+            raise ValueError(
+                f'--cfg-options {key}: the config has no {first!r}'
+                + (f', did you mean {near[0]!r}?' if near else
+                   f'; it has {", ".join(list(cfg))}.'))
+    cfg.merge_from_dict(args.cfg_options)
+    for name in DATALOADERS:
+        loader = cfg.get(name)
+        if loader is not None and not loader.get('num_workers'):
+            loader.persistent_workers = False  # there is none to stay
+
+
+def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
+    """Build the runner that a config asks for.
+
+    On a machine without a GPU, torchrun's processes talk by gloo.
+    """
+    apply_options(cfg, args)
+    numpy_in1d()  # for the host's metrics of retrieval
+    if init_cpu_group(args.launcher):
+        wrapper = cfg.get('model_wrapper_cfg') or dict(
+            type='MMDistributedDataParallel',
+            find_unused_parameters=cfg.get('find_unused_parameters', False))
+        wrapper.setdefault('device_ids', None)
+        cfg.model_wrapper_cfg = wrapper
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
+                   splits: Iterable[str]) -> dict[str, FeatureStore]:
+    """Stores of several splits, as the flags say.
+
+    Args:
+        model: The classifier.
+        cfg: Its config.
+        args: Flags of :func:`~.flags.store_flags`.
+        splits: Which ones; ``view_0`` and so on for augmented passes of the
+            training split come along.
+
+    Raises:
+        ValueError: If something does not fit.
+    """
+    if args.views < 0:
+        raise ValueError(f'views={args.views} must be 0 or more.')
+    out = Path(args.out or Path(cfg.work_dir) / 'features')
+    passes = {split: (split, None) for split in splits}
+    passes |= {f'view_{i}': ('train', i) for i in range(args.views)}
+    console.header(dict(
+        console.describe_model(model, cfg), stores=str(out)))
+    stores = {}
+    for name, (split, view) in passes.items():
+        stores[name] = extract(
+            model, cfg, split, out / name, dtype=args.dtype, amp=args.amp,
+            skip_bad=args.skip_bad, force=args.force, view=view)
+        rows, width = stores[name].features.shape
+        console.header({name: f'{rows} x {width} '
+                        f'{stores[name].features.dtype}'})
+    return stores
+
+
+def build_model(cfg: Config, args: argparse.Namespace) -> nn.Module:
+    """Build the model of a config, with its weights, outside of a runner."""
+    apply_options(cfg, args)
+    if args.launcher != 'none' and not init_cpu_group(args.launcher):
+        init_dist(args.launcher, **(cfg.get('env_cfg') or {}).get(
+            'dist_cfg', {}))
+    return build_classifier(cfg, args.checkpoint)

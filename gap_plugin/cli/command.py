@@ -1,0 +1,147 @@
+"""How a command starts and ends: errors in one line, nothing left behind."""
+
+import argparse
+import logging
+import os
+import random
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+from ..messages import first_line
+from . import console
+
+#: Errors that end a command in one line. What a user gives wrong reaches
+#: libraries, and these say so by errors of all kinds.
+ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError,
+          LookupError, NotImplementedError, OSError, RuntimeError,
+          SyntaxError, TypeError, ValueError)
+
+#: Errors that say by themselves what is wrong.
+_PLAIN = (ImportError, OSError, ValueError, RuntimeError)
+
+#: Warnings that a user can do nothing about.
+_IDLE = (
+    'Fail to import', 'FileClient', 'Palette images with Transparency',
+    'The image may have', 'Corrupt EXIF data', 'TORCH_CUDA_ARCH_LIST',
+    'torch.meshgrid', "'pin_memory' argument", 'The PyTorch API of nested',
+    'lr_scheduler.step', 'Importing from timm', '.*is deprecated',
+    'Overwriting .* in registry', 'Deprecated', '.*will be removed',
+)
+
+
+def command(flags: Callable[[], argparse.ArgumentParser],
+            run: Callable[[argparse.Namespace], int | None]) -> Callable:
+    """The ``main`` of a command.
+
+    Args:
+        flags: Makes its parser.
+        run: Does it, and gives the exit status, None for 0.
+
+    Returns:
+        ``main(argv=None, prog=None)``: the command line, that of the process
+        by default, and the name under which it was called.
+    """
+
+    def main(argv: list[str] | None = None, prog: str | None = None) -> None:
+        parser = flags()
+        parser.prog = prog or parser.prog
+        parser.add_argument('--verbose', action='store_true', help='all that '
+                            'MMEngine writes, and where an error came from')
+        args = parser.parse_args(argv)
+        status = None
+        with _as_found(), console.opened(args.verbose):
+            try:
+                status = run(args)
+            except KeyboardInterrupt:
+                status = f'{parser.prog}: stopped'
+            except ERRORS as error:
+                if args.verbose:
+                    raise
+                logged = console.log_error()
+                more = (f' (in full: {logged})' if logged and not
+                        isinstance(error, _PLAIN) else '')
+                status = (f'{parser.prog}: error: '
+                          f'{one_line(error, parser)}{more}')
+        if status:
+            sys.exit(status)
+
+    main.__doc__ = run.__doc__
+    return main
+
+
+def one_line(error: BaseException, parser: argparse.ArgumentParser) -> str:
+    """An error in one line, with flags where it names arguments."""
+    text = first_line(error)
+    if isinstance(error, KeyError) and error.args:
+        text = str(error.args[0]).strip().splitlines()[0]
+    # MMEngine wraps what a part raises in the place where it stands
+    text = re.sub(r'^class `(\w+)` in \S+: ', r'\1: ', text)
+    if not isinstance(error, _PLAIN) and type(error).__name__ not in text:
+        text = f'{text} ({type(error).__name__})'
+    for action in parser._actions:
+        if action.option_strings:
+            flag = max(action.option_strings, key=len)
+            text = re.sub(rf'\b{action.dest}=True\b', flag, text)
+            text = re.sub(rf'(?<![\w.]){action.dest}=(?=\S)', f'{flag} ',
+                          text)
+            if '_' in action.dest:
+                text = re.sub(rf'(?<![\w.-]){action.dest}(?![\w=.])', flag,
+                              text)
+    return text
+
+
+@contextmanager
+def _as_found() -> Iterator[None]:
+    """Leave the process as it was: for those who call a command from code."""
+    managed = (MMLogger, MessageHub, Visualizer, DefaultScope)
+    instances = [dict(kind._instance_dict) for kind in managed]
+    environment = dict(os.environ)
+    argv, path = list(sys.argv), list(sys.path)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads = torch.get_num_threads()
+    handlers = list(logging.root.handlers)
+    level, disabled = logging.root.level, logging.root.manager.disable
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for kind, known in zip(managed, instances, strict=True):
+            for name, instance in list(kind._instance_dict.items()):
+                if name not in known:
+                    _close(instance)
+            kind._instance_dict.clear()
+            kind._instance_dict.update(known)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv[:], sys.path[:] = argv, path
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.set_num_threads(threads)
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+        logging.disable(disabled)
+
+
+def _close(instance: Any) -> None:
+    """Close the files of a logger or a visualizer."""
+    for handler in getattr(instance, 'handlers', ()):
+        handler.close()
+    if isinstance(instance, Visualizer):
+        instance.close()
+
+
+def ignore_idle_warnings() -> None:
+    """Drop warnings that a user can do nothing about."""
+    for text in _IDLE:
+        warnings.filterwarnings('ignore', text)

@@ -1,0 +1,271 @@
+"""What a person reads: a header, a line an epoch, the result."""
+
+import io
+import logging
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from rich.console import Console
+from torch import nn
+
+from ..progress import bar
+
+
+class _Muted(io.TextIOBase):
+    """Takes what MMEngine prints, which its log files have, too."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+_console = Console(highlight=False, markup=False, soft_wrap=True)
+_warned: set[str] = set()
+
+
+@contextmanager
+def opened(verbose: bool) -> Iterator[None]:
+    """Give standard output to :func:`say` alone.
+
+    Args:
+        verbose: Whether libraries print as they like.
+    """
+    _warned.clear()
+    _console.file = sys.stdout
+    if verbose:
+        yield
+        return
+    shown = warnings.showwarning
+    warnings.showwarning = _show_warning
+    try:
+        with redirect_stdout(_Muted()):
+            yield
+    finally:
+        warnings.showwarning = shown
+        _console.file = None
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line, once for all processes of a run."""
+    if is_main_process():
+        _console.print(text, style=style)
+
+
+def note(text: str) -> None:
+    """Print a line that is no part of a result, to standard error."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning, once."""
+    text = ' '.join(text.split())
+    if text not in _warned:
+        _warned.add(text)
+        note(f'warning: {text}')
+
+
+def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
+    warn(str(message))
+
+
+class _Warnings(logging.Handler):
+    """Says what is logged as a warning."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+def log_error() -> Path | None:
+    """Write the current error to the log of the run, in full.
+
+    Returns:
+        The file; None if there is none yet.
+    """
+    if not MMLogger._instance_dict:
+        return None
+    logger = MMLogger.get_current_instance()
+    files = [handler for handler in logger.handlers
+             if isinstance(handler, logging.FileHandler)]
+    for handler in files:
+        handler.emit(logging.LogRecord(
+            logger.name, logging.ERROR, '', 0, traceback.format_exc(), (),
+            None))
+    return Path(files[0].baseFilename) if files else None
+
+
+def header(rows: dict[str, str]) -> None:
+    """Print what a run is about, aligned."""
+    for key, value in rows.items():
+        say(f'{key:8} {value}')
+
+
+def result(metrics: dict[str, Any], key: str | None, file: Any,
+           following: str | None = None) -> None:
+    """Print how a command ended: one metric, its file, what comes next.
+
+    Args:
+        metrics: All that was measured.
+        key: The one that counts; None for the first.
+        file: What was written.
+        following: A command to type next.
+    """
+    if metrics:
+        key = key if key in metrics else next(iter(metrics))
+        others = {k: v for k, v in metrics.items() if k != key}
+        for other, value in others.items():
+            say(f'{other} {number(value)}')
+        say(f'{key} {number(metrics[key])}', 'bold')
+    if file is not None:
+        say(str(file))
+    if following:
+        say(following)
+
+
+def number(value: Any) -> str:
+    """A figure as people write it."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return str(value)
+    return f'{value:.2f}' if abs(value) >= 1 or value == 0 else f'{value:.4g}'
+
+
+def describe_model(model: nn.Module, cfg: Any) -> dict[str, str]:
+    """Header lines of a model and its device."""
+    backbone = cfg.model.get('backbone') or {}
+    if not backbone and 'module' in cfg.model:  # test-time augmentation
+        backbone = cfg.model.module.get('backbone') or {}
+    name = backbone.get('model_name') or backbone.get('type') or (
+        cfg.model.type)
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    count = sum(p.numel() for p in parameters)
+    device = parameters[0].device if parameters else 'cpu'
+    return dict(
+        network=f'{name}, {count / 1e6:.2f} M parameters, '
+        f'{trained / 1e6:.2f} M of them trained',
+        device=str(device))
+
+
+def describe_data(dataset: Any, batch: int | None = None) -> str:
+    """A header line of a dataset."""
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    parts = [f'{len(dataset)} images']
+    if classes:
+        parts.append(f'{len(classes)} classes')
+    if batch:
+        parts.append(f'batches of {batch}')
+    return ', '.join(parts)
+
+
+class ConsoleHook(Hook):
+    """A bar for each epoch and a line at its end.
+
+    Args:
+        lines: Whether epochs have lines.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, lines: bool = True) -> None:
+        self.lines = lines
+        self.metrics: dict[str, Any] = {}
+        self._bars = ExitStack()
+        self._advance: Any = None
+        self._pending: str | None = None
+        self._start = 0.
+
+    def before_run(self, runner: Runner) -> None:
+        """Say what MMEngine logs as a warning."""
+        if not any(isinstance(h, _Warnings) for h in runner.logger.handlers):
+            runner.logger.addHandler(_Warnings(logging.WARNING))
+
+    def _open(self, loader: Any, what: str) -> None:
+        self._bars.close()
+        self._advance = self._bars.enter_context(
+            bar(len(loader), what, 'batches', is_main_process()))
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Open the bar of an epoch."""
+        self._tell()
+        self._start = time.perf_counter()
+        self._open(runner.train_dataloader,
+                   f'epoch {runner.epoch + 1}/{runner.max_epochs}')
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Open the bar of a validation."""
+        self._note(runner)
+        self._open(runner.val_dataloader, 'validation')
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Open the bar of a test."""
+        self._open(runner.test_dataloader, 'test')
+
+    def _step(self, *args: Any, **kwargs: Any) -> None:
+        if self._advance is not None:
+            self._advance(1)
+
+    after_train_iter = after_val_iter = after_test_iter = _step
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Note an epoch, which may be validated next."""
+        self._note(runner, 1)
+
+    def _note(self, runner: Runner, ahead: int = 0) -> None:
+        """Keep what there is to say of the training up to now."""
+        self._bars.close()
+        self._advance = None
+        if self._pending or not hasattr(runner.train_loop, 'max_iters'):
+            return
+        scalars = runner.message_hub.log_scalars
+        parts = [f'epoch {runner.epoch + ahead}/{runner.max_epochs}'
+                 if runner.max_epochs and runner.max_epochs > 0 else
+                 f'iteration {runner.iter}/{runner.max_iters}']
+        for key in ('train/loss', 'train/lr'):
+            if key in scalars:
+                value = (scalars[key].mean(len(runner.train_dataloader))
+                         if key == 'train/loss' else scalars[key].current())
+                parts.append(f'{key.removeprefix("train/")} {value:.4g}')
+        parts.append(f'{time.perf_counter() - self._start:.1f} s')
+        self._pending = '  '.join(parts)
+
+    def _tell(self, metrics: dict[str, Any] | None = None) -> None:
+        if self._pending and self.lines:
+            told = ''.join(f'  {key} {number(value)}'
+                           for key, value in (metrics or {}).items())
+            say(f'{self._pending}{told}')
+        self._pending = None
+
+    def after_val_epoch(self, runner: Runner,
+                        metrics: dict[str, Any] | None = None) -> None:
+        """Print the line of an epoch."""
+        self._bars.close()
+        self._advance = None
+        self.metrics = dict(metrics or {})
+        self._tell(self.metrics)
+
+    def after_test_epoch(self, runner: Runner,
+                         metrics: dict[str, Any] | None = None) -> None:
+        """Keep the metrics of a test."""
+        self.metrics = dict(metrics or {})
+
+    def after_train(self, runner: Runner) -> None:
+        """Print what is left."""
+        self._tell()
+
+    def after_run(self, runner: Runner) -> None:
+        """Take the bar away."""
+        self._bars.close()

@@ -1,0 +1,47 @@
+"""A progress bar, on terminals alone."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+@contextmanager
+def bar(total: int, what: str, unit: str = 'images',
+        shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show how far something is, with its speed; gone when it is done.
+
+    Args:
+        total: How many there are.
+        what: Stands ahead of the bar.
+        unit: What is counted.
+        shown: Whether there is a bar at all, such as on one process of
+            several. In a pipe there is none.
+
+    Yields:
+        A function that takes how many more are done.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn('{task.description}'), BarColumn(),
+               MofNCompleteColumn(),
+               TextColumn(f'{unit}  {{task.fields[speed]}}'),
+               TimeRemainingColumn())
+    shown = shown and sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True,
+                  disable=not shown) as progress:
+        task = progress.add_task(what, total=total, speed='')
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            rate = progress.tasks[0].speed
+            progress.update(task, speed=f'{rate:.0f}/s' if rate else '')
+
+        yield advance
