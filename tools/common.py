@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
@@ -56,7 +57,7 @@ def load_config(args: argparse.Namespace) -> Config:
     for name in DATALOADERS:
         loader = cfg.get(name)
         if loader is not None:
-            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('pin_memory', get_device() == 'cuda')
             loader.setdefault('collate_fn', dict(type='default_collate'))
             if args.no_pin_memory:
                 loader.pin_memory = False
@@ -156,4 +157,4 @@ def build_classifier(cfg: Config, args: argparse.Namespace) -> nn.Module:
     checkpoint = args.checkpoint or cfg.get('load_from')
     if checkpoint:
         load_checkpoint(model, checkpoint, map_location='cpu')
-    return model.cuda() if torch.cuda.is_available() else model
+    return model.to(get_device())
