@@ -170,7 +170,8 @@ def listed_data(root: Path, train: Path, val: Path,
     for side, path in (('train', train), ('val', val)):
         labels[side] = collections.Counter()
         images = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        lines = path.read_text(encoding='utf-8').splitlines()
+        for number, line in enumerate(lines, 1):
             image, _, label = line.strip().rpartition(' ')
             if not image or not label.isdigit():
                 raise ValueError(

@@ -26,7 +26,7 @@ from common import (
     load_config,
     store_parser,
 )
-from gap_plugin.files import replacing
+from gap_plugin.files import written_whole
 from gap_plugin.probing import (
     FeatureStore,
     ProbeResult,
@@ -103,7 +103,7 @@ def probe_rows(result: ProbeResult) -> list[dict]:
 
 def show(rows: list[dict], path: Path) -> None:
     """Print results as a table, and write them."""
-    with replacing(path) as temporary, open(
+    with written_whole(path) as temporary, open(
             temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

@@ -20,7 +20,7 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 
 from gap_plugin.datasets import some
-from gap_plugin.files import replacing
+from gap_plugin.files import written_whole
 from gap_plugin.timm_features import check_name, is_registered
 from image_data import KNOWN, Data, folder_data, known_data, listed_data
 
@@ -176,7 +176,8 @@ def read_data(args: argparse.Namespace, read: bool) -> Data:
         raise ValueError('--train-list and --val-list belong together: give '
                          'both.')
     if args.train_list:
-        names = args.classes and args.classes.read_text().split('\n')
+        names = args.classes and args.classes.read_text(
+            encoding='utf-8').split('\n')
         names = names and [n.strip() for n in names if n.strip()]
         return listed_data(root, args.train_list, args.val_list, names)
     return folder_data(root, args.out.resolve(), args.val_share, args.seed,
@@ -276,8 +277,8 @@ def make_config(args: argparse.Namespace) -> str:
                          'names another file.')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding='utf-8')
     shown = '' if not data.classes else (
         f': {", ".join(data.classes[:5])}'
         f'{", ..." if len(data.classes) > 5 else ""}')

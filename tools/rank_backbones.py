@@ -43,7 +43,8 @@ import gap_plugin
 import make_config
 from common import add_setting_flags, build_classifier
 from gap_plugin.compat import versions
-from gap_plugin.files import replacing
+from gap_plugin.engine.device import autocast, device_name, synchronize
+from gap_plugin.files import written_whole
 from gap_plugin.probing import extract, grid, probe, remove
 from gap_plugin.probing.images import (
     build_dataset,
@@ -147,8 +148,8 @@ def base_config(args: argparse.Namespace) -> Config:
             'resnet18', '--data-root', str(args.data_root), '--out',
             str(path), '--recipe', 'linear']), read=False)
         for name, text in files.items():
-            with replacing(name) as temporary:
-                temporary.write_text(text)
+            with written_whole(name) as temporary:
+                temporary.write_text(text, encoding='utf-8')
     cfg = Config.fromfile(args.config or path)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
@@ -221,8 +222,7 @@ def measured_by(name: str, base: Config, data: str,
             weights = None
     return dict(
         config=base.pretty_text, data=data, weights=weights,
-        device=torch.cuda.get_device_name() if torch.cuda.is_available()
-        else f'{torch.get_num_threads()} CPU threads',
+        device=device_name(),
         versions=dict(versions(), gap_plugin=gap_plugin.__version__),
         **{key: str(getattr(args, key)) for key in
            ('epochs', 'lr', 'weight_decay', 'amp', 'timing_batch')})
@@ -257,13 +257,12 @@ def speed(model: nn.Module, cfg: Config, batch: int,
     model.eval()
     times: list[float] = []
     end = time.perf_counter() + 3.
-    with torch.no_grad(), torch.autocast(device.type, enabled=amp):
+    with torch.no_grad(), autocast(device, amp):
         model.backbone(x)
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
             model.backbone(x)
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
+            synchronize(device)
             times.append(time.perf_counter() - start)
     return batch / statistics.median(times), shape[-1]
 
@@ -350,7 +349,7 @@ def write(rows: list[dict], out: Path) -> None:
                     key=lambda row: -row['accuracy'])
     front = pareto(ranked)
     ranked = [dict(row, pareto=row in front) for row in ranked]
-    with replacing(out / 'ranking.csv') as path, open(
+    with written_whole(out / 'ranking.csv') as path, open(
             path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -365,10 +364,10 @@ def write(rows: list[dict], out: Path) -> None:
             f'{"yes" if row["pareto"] else ""} |' for row in ranked), *(
             f'| {row["model"]} | failed: {row["error"]} | | | | | |'
             for row in failed)]
-    with replacing(out / 'ranking.md') as path:
-        path.write_text('\n'.join(lines) + '\n')
+    with written_whole(out / 'ranking.md') as path:
+        path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     if ranked:
-        with replacing(out / 'ranking.png') as path:
+        with written_whole(out / 'ranking.png') as path:
             plot(ranked, path)
 
 
@@ -393,7 +392,7 @@ def main() -> None:
         if again:
             row = isolated(name, folder, base, bad, args)
             if 'error' not in row:  # what fails is tried again next time
-                with replacing(known) as path:
+                with written_whole(known) as path:
                     path.write_text(json.dumps(dict(
                         row=row, made_by=made_by)))
                 if not args.keep_features:

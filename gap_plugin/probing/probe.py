@@ -18,7 +18,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..files import replacing
+from ..files import written_whole
 from .batches import FeatureBatches, feature_loader
 from .candidates import Candidates, EachCandidate
 from .evaluation import WholeBatches, build_evaluator
@@ -336,7 +336,7 @@ def stretched(cfg: Config, epochs: int, batches: int) -> list[dict] | None:
 
 def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:
     """Write an ordinary checkpoint of the whole model, or nothing."""
-    with replacing(path) as temporary:
+    with written_whole(path) as temporary:
         torch.save(dict(meta=meta, state_dict={
             name: value.cpu() for name, value in model.state_dict().items()
         }), temporary)
