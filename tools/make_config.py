@@ -289,6 +289,7 @@ def make_config(args: argparse.Namespace) -> str:
 
 def main() -> None:
     """Write."""
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of classes
     print(make_config(parse_args()))
 
 
