@@ -1,4 +1,4 @@
-"""Lets Linux refuse what Windows refuses, in processes with this on PYTHONPATH.
+"""Lets Linux refuse what Windows refuses, for processes that find it here.
 
 With the variable ``TEXT_ENCODING``, text files without an encoding have that
 one, as on a Windows of Western Europe with ``cp1252``.
@@ -56,7 +56,7 @@ def in_use(*paths, **_):
             held.add(os.readlink(handle.path))
         except OSError:  # that of the scan itself
             continue
-    with io.open('/proc/self/maps', encoding='utf-8') as maps:
+    with open('/proc/self/maps', encoding='utf-8') as maps:
         held.update(line.split(None, 5)[-1].rstrip('\n') for line in maps
                     if '/' in line)
     for path in paths:
