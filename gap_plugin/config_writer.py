@@ -15,7 +15,7 @@ from .datasets.folder import (
     known_data,
     listed_data,
 )
-from .files import replacing
+from .files import written_whole
 from .messages import shorten
 from .timm_network import check_name, is_registered
 
@@ -171,7 +171,7 @@ def write_config(request: NewConfig, read: bool = True
                          'over them, or another file.')
     request.path.parent.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        with replacing(path) as temporary:
+        with written_whole(path) as temporary:
             temporary.write_text(text, encoding='utf-8')
     return data, list(files)
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -206,9 +207,11 @@ def test_a_sharded_checkpoint_is_a_folder_in_its_place(tmp_path):
                 raise RuntimeError('inline_container: file write failed')
 
     run = Sharding()
-    for leftover in ('a.pth.partial', 'a.pth.former'):  # of a killed run
+    # of a run that was killed two days ago
+    for leftover in ('a.pth.partial', 'a.pth.0123abcd.tmp'):
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / 'rank7.pth').touch()
+        os.utime(tmp_path / leftover, (time.time() - 2 * 86400, ) * 2)
     for _ in range(2):
         _Renaming(run).save_checkpoint(str(tmp_path), 'a.pth', meta={})
         assert sorted(os.listdir(tmp_path)) == ['a.pth']

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -80,7 +80,7 @@ def load_config(args: argparse.Namespace) -> Config:
         loader = cfg.get(name)
         if loader is None:
             continue
-        loader.setdefault('pin_memory', torch.cuda.is_available())
+        loader.setdefault('pin_memory', get_device() == 'cuda')
         loader.setdefault('collate_fn', dict(type='default_collate'))
         if args.no_pin_memory:
             loader.pin_memory = False

@@ -18,7 +18,7 @@ import csv
 from pathlib import Path
 
 from ..features import FeatureStore
-from ..files import replacing
+from ..files import written_whole
 from ..probing import (
     ProbeResult,
     check_frozen,
@@ -106,7 +106,7 @@ def probe_rows(result: ProbeResult) -> list[dict]:
 
 def write(rows: list[dict], path: Path) -> None:
     """Print results as a table, and write them."""
-    with replacing(path) as temporary, open(
+    with written_whole(path) as temporary, open(
             temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

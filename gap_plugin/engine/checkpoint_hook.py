@@ -1,7 +1,5 @@
 """Checkpoints that a kill at any moment leaves whole."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
-from ..files import sync
+from ..files import put_in_place, remove_whole, written_whole
 
 
 @HOOKS.register_module()
@@ -26,7 +24,7 @@ class AtomicCheckpointHook(CheckpointHook):
     writing the new one. Here a checkpoint is written beside its place and
     renamed, and what is outdated is removed afterwards. On object storage,
     which does so by itself, checkpoints are MMEngine's. A sharded one is a
-    folder: saved again, its former state is ``.former`` for a moment.
+    folder: saved again, its former state has another name for a moment.
 
     With ``FlexibleRunner``, whose re-saved checkpoints say one epoch too
     many, so that a resumed run leaves an epoch out, they say the right one.
@@ -36,7 +34,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict[str, int]) -> None:
-        with self._whole(runner) as careful, _pointing(careful):
+        with self._whole(runner) as careful:
             super()._save_checkpoint_with_step(careful, step, meta)
 
     def _save_best_checkpoint(self, runner: Runner,
@@ -54,7 +52,14 @@ class AtomicCheckpointHook(CheckpointHook):
         self.file_backend = later = _RemovingLater(backend)
         careful = _Renaming(runner)
         try:
-            yield careful
+            with TemporaryDirectory() as elsewhere:
+                # where MMEngine may write over ``last_checkpoint`` in place
+                careful.work_dir = elsewhere
+                yield careful
+                for last in Path(elsewhere).iterdir():
+                    with written_whole(
+                            Path(runner.work_dir) / last.name) as temporary:
+                        temporary.write_bytes(last.read_bytes())
         finally:
             self.file_backend = backend
         for path, remove in later.outdated.items():
@@ -95,7 +100,7 @@ class _Renaming:
         path = Path(out_dir) / filename
         partial = path.with_name(f'{filename}.partial')
         if is_main_process():
-            _clear(partial)  # of a run that was killed
+            remove_whole(partial)  # of a run that was killed
         barrier()
         try:
             with _at(self._runner, kwargs['meta']):
@@ -103,11 +108,11 @@ class _Renaming:
                                              **kwargs)
         except (OSError, RuntimeError):  # the disk is full
             if is_main_process():
-                _clear(partial)
+                remove_whole(partial)
             raise
         barrier()  # of a sharded one, each process has written a part
         if is_main_process():
-            _rename(partial, path)
+            put_in_place(partial, path)
         self.written.add(path)
 
 
@@ -132,43 +137,3 @@ def _at(runner: Runner, meta: dict[str, int]) -> Iterator[None]:
         yield
     finally:
         del strategy.save_checkpoint
-
-
-def _clear(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _rename(partial: Path, path: Path) -> None:
-    """Put a file, or a folder of a sharded checkpoint, in its place."""
-    if partial.is_dir():
-        former = path.with_name(f'{path.name}.former')
-        _clear(former)
-        if path.exists():
-            os.replace(path, former)
-        os.replace(partial, path)
-        _clear(former)
-    else:
-        with open(partial, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    sync(path.parent)
-
-
-@contextmanager
-def _pointing(runner: Any) -> Iterator[None]:
-    """Rename the file ``last_checkpoint``, too, after the checkpoint."""
-    if not isinstance(runner, _Renaming) or not is_main_process():
-        yield
-        return
-    folder = runner.work_dir
-    with TemporaryDirectory(dir=folder) as runner.work_dir:
-        try:
-            yield
-            os.replace(Path(runner.work_dir) / 'last_checkpoint',
-                       Path(folder) / 'last_checkpoint')
-        finally:
-            runner.work_dir = folder

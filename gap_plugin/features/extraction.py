@@ -3,18 +3,17 @@
 import hashlib
 import json
 from collections.abc import Collection
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dist import barrier, get_dist_info
 from mmengine.registry import FUNCTIONS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..engine.device import autocast
 from ..host import versions
 from ..progress import bar
 from ..version import __version__
@@ -43,8 +42,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
         split: ``'train'``, ``'val'`` or ``'test'``.
         folder: Where the store is or is to be.
         dtype: ``'float32'`` or ``'float16'``.
-        amp: Whether to run under autocast (float16 on a GPU, bfloat16 on a
-            CPU).
+        amp: Whether to run under autocast (float16 on a GPU and MPS,
+            bfloat16 on a CPU).
         skip_bad: Whether unreadable images are left out.
         force: Whether a store that something else has made is replaced.
         view: Number of an augmented pass, 0 or more, by the split's own
@@ -109,10 +108,10 @@ def extract(model: nn.Module, cfg: Config, split: str,
 
     rows = Rows(dataset, chosen, names, view, seed)
     device = next(part.parameters()).device
-    autocast = torch.autocast(device.type) if amp else nullcontext()
+    precision = autocast(device, amp)
 
     def features_of(batch: dict) -> np.ndarray:
-        with autocast:
+        with precision:
             return part(batch).float().cpu().numpy()
 
     width = features_of(_collate(loader)([rows[0]])).shape[1]
@@ -126,7 +125,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
     told = split if view is None else f'{split}, view {view}'
     with bar(sum(map(writer.rows_in, blocks)), told,
              shown=rank == 0) as advance:
-        for index, batch in zip(blocks, _batches(loader, rows, blocks),
+        for index, batch in zip(blocks, _batches(
+                loader, rows, blocks, device.type == 'cuda'),
                                 strict=True):
             features = features_of(batch)
             writer.write(index, features)
@@ -146,7 +146,8 @@ def _collate(loader: dict) -> Any:
     return FUNCTIONS.get(kind) if isinstance(kind, str) else kind
 
 
-def _batches(loader: dict, rows: Rows, blocks: list[int]) -> DataLoader:
+def _batches(loader: dict, rows: Rows, blocks: list[int],
+             cuda: bool) -> DataLoader:
     """Whole blocks, in order, so that a row's batch mates are always the
     same, and its features with them.
     """
@@ -154,7 +155,8 @@ def _batches(loader: dict, rows: Rows, blocks: list[int]) -> DataLoader:
     return DataLoader(
         rows, collate_fn=_collate(loader),
         num_workers=loader.get('num_workers', 0),
-        pin_memory=loader.get('pin_memory', False),
+        # of no use elsewhere, and MPS warns of it
+        pin_memory=cuda and loader.get('pin_memory', False),
         batch_sampler=[range(b * size, min((b + 1) * size, count))
                        for b in blocks])
 

@@ -11,11 +11,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..files import replacing, sync
+from ..files import TEMPORARY, put_in_place, remove_whole, written_whole
 
 _ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
 _DESCRIPTION = 'store.json'
@@ -49,8 +49,7 @@ class FeatureStore:
                 f'{str(folder)!r} is no feature store: it has no '
                 f'{_DESCRIPTION}; extract features first.')
         try:
-            self.description = json.loads(
-                (self.folder / _DESCRIPTION).read_text())
+            self.description = _read(self.folder / _DESCRIPTION)
             files = self.description['files']
             self.fingerprint = self.description['fingerprint']
             for name in _ARRAYS:
@@ -139,7 +138,7 @@ class StoreWriter:
         """
         plan = self.partial / 'plan.json'
         if plan.is_file():
-            others = differing(json.loads(plan.read_text()), fingerprint)
+            others = differing(_read(plan), fingerprint)
             if others:
                 raise ValueError(
                     f'{str(self.partial)!r} is half of another store: '
@@ -147,7 +146,7 @@ class StoreWriter:
                     'folder.')
             return
         # killed before its plan was there: it holds no features
-        shutil.rmtree(self.partial, ignore_errors=True)
+        remove_whole(self.partial)
         self.partial.mkdir(parents=True)
         try:
             np.save(self.partial / 'labels.npy', labels)
@@ -159,9 +158,7 @@ class StoreWriter:
                     file, dict(descr=np.lib.format.dtype_to_descr(self.dtype),
                                fortran_order=False,
                                shape=(self.rows, self.width)))
-                file.flush()
-                size = self.rows * self.width * self.dtype.itemsize
-                os.posix_fallocate(file.fileno(), file.tell(), size)
+                _reserve(file, self.rows * self.width * self.dtype.itemsize)
             (self.partial / 'done').write_bytes(bytes(self.blocks))
             _write(plan, fingerprint)
         except OSError as error:
@@ -203,26 +200,25 @@ class StoreWriter:
             raise ValueError(
                 f'features of row {row} are not finite as {self.dtype}: '
                 "check the weights, or use dtype='float32'.")
-        with open(self.partial / 'features.npy', 'r+b', buffering=0) as file:
-            if not self._offset:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                self._offset = file.tell()
-            data = memoryview(features).cast('B')
-            position = (self._offset
-                        + start * self.width * self.dtype.itemsize)
-            try:
-                while data:
-                    written = os.pwrite(file.fileno(), data, position)
-                    data, position = data[written:], position + written
-                os.fdatasync(file.fileno())  # ahead of the flag
-            except OSError as error:
-                raise OSError(
-                    error.errno, f'cannot write to {str(self.partial)!r}: '
-                    f'{error.strerror}; mend the disk and run again, what '
-                    'is written is kept') from None
-        with open(self.partial / 'done', 'r+b', buffering=0) as file:
-            os.pwrite(file.fileno(), b'\1', index)
+        try:
+            with open(self.partial / 'features.npy', 'r+b') as file:
+                if not self._offset:
+                    np.lib.format.read_magic(file)
+                    np.lib.format.read_array_header_1_0(file)
+                    self._offset = file.tell()
+                file.seek(self._offset
+                          + start * self.width * self.dtype.itemsize)
+                file.write(features)
+                file.flush()
+                os.fsync(file.fileno())  # ahead of the flag
+            with open(self.partial / 'done', 'r+b') as file:
+                file.seek(index)
+                file.write(b'\1')
+        except OSError as error:
+            raise OSError(
+                error.errno, f'cannot write to {str(self.partial)!r}: '
+                f'{error.strerror}; mend the disk and run again, what '
+                'is written is kept') from None
 
     def finish(self, fingerprint: dict[str, Any],
                **facts: Any) -> FeatureStore:
@@ -243,8 +239,6 @@ class StoreWriter:
         files = {}
         for name in _ARRAYS:
             path = self.partial / name
-            with open(path, 'rb') as file:
-                os.fsync(file.fileno())
             found = path.stat()
             files[name] = dict(bytes=found.st_size, blake2b=_digest(path),
                                mtime_ns=found.st_mtime_ns)
@@ -253,8 +247,7 @@ class StoreWriter:
             files=files, **facts))
         for name in ('done', 'plan.json'):
             (self.partial / name).unlink()
-        os.replace(self.partial, self.folder)
-        sync(self.folder.parent)
+        put_in_place(self.partial, self.folder)
         return FeatureStore(self.folder)
 
 
@@ -276,13 +269,12 @@ def remove(folder: str | Path,
         if not path.exists() or unless is not None and _made_by(
                 path / made_by) == unless:
             continue
-        other = sorted({p.name for p in path.iterdir()} - {
-            *_ARRAYS, _DESCRIPTION, f'{_DESCRIPTION}.tmp', 'done',
-            'plan.json', 'plan.json.tmp'})
+        other = sorted({TEMPORARY.sub('', p.name) for p in path.iterdir()} - {
+            *_ARRAYS, _DESCRIPTION, 'done', 'plan.json'})
         if other:
             raise ValueError(f'{str(path)!r} holds {other[0]!r}, which is of '
                              'no feature store: choose another folder.')
-        shutil.rmtree(path)
+        remove_whole(path)
 
 
 def _made_by(path: Path) -> dict | None:
@@ -290,7 +282,7 @@ def _made_by(path: Path) -> dict | None:
     try:
         if path.name == _DESCRIPTION:
             return FeatureStore(path.parent).fingerprint
-        return json.loads(path.read_text())
+        return _read(path)
     except (OSError, ValueError):
         return None
 
@@ -302,6 +294,19 @@ def differing(made: dict, now: dict) -> str:
                      f'{str(now.get(k))[:80]} now' for k in keys)
 
 
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Let a file be so many bytes longer, and keep room for them.
+
+    Where the system cannot keep it (Windows, macOS), a disk that is full is
+    told when a block is written: rows are written, not stored to a memory
+    map, and so that is an error and no signal.
+    """
+    end = file.tell() + size
+    file.truncate(end)
+    if hasattr(os, 'posix_fallocate'):
+        os.posix_fallocate(file.fileno(), 0, end)
+
+
 def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as file:
@@ -311,5 +316,10 @@ def _digest(path: Path) -> str:
 
 
 def _write(path: Path, content: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + '\n')
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + '\n',
+                             encoding='utf-8')
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding='utf-8'))

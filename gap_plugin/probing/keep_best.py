@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..files import replacing
+from ..engine.device import random_states, set_random_states
+from ..files import written_whole
 
 
 class KeepBest(CheckpointHook):
@@ -53,10 +53,7 @@ class KeepBest(CheckpointHook):
     def before_train_epoch(self, runner: Runner) -> None:
         """See above: what builds the run has drawn some since."""
         if self._random:
-            torch.set_rng_state(self._random['cpu'].cpu())
-            if self._random['cuda']:
-                torch.cuda.set_rng_state_all(
-                    [state.cpu() for state in self._random['cuda']])
+            set_random_states(self._random)
             self._random = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -120,13 +117,11 @@ class KeepBest(CheckpointHook):
             self._kept = now
 
     def _write(self, runner: Runner, name: str, epoch: int) -> None:
-        with replacing(Path(self.out_dir) / name) as temporary:
+        with written_whole(Path(self.out_dir) / name) as temporary:
             runner.save_checkpoint(
                 self.out_dir, temporary.name, by_epoch=False,
                 meta=dict(
                     epoch=epoch, iter=epoch * len(runner.train_dataloader),
-                    made_by=self.made_by, random=dict(
-                        cpu=torch.get_rng_state(),
-                        cuda=torch.cuda.get_rng_state_all())),
+                    made_by=self.made_by, random=random_states()),
                 save_optimizer=name == self.LAST,
                 save_param_scheduler=name == self.LAST)

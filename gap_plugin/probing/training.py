@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..features.fixed_part import weights_of
 from ..features.images import check_split
 from ..features.store import FeatureStore, differing
-from ..files import replacing
+from ..files import written_whole
 from .batches import FeatureBatches, feature_loader
 from .candidates import Candidates, PerCandidateEvaluator
 from .evaluation import BatchEvaluator, build_evaluator
@@ -340,7 +340,7 @@ def stretched(cfg: Config, epochs: int, batches: int) -> list[dict] | None:
 
 def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:
     """Write an ordinary checkpoint of the whole model, or nothing."""
-    with replacing(path) as temporary:
+    with written_whole(path) as temporary:
         torch.save(dict(meta=meta, state_dict={
             name: value.cpu() for name, value in model.state_dict().items()
         }), temporary)

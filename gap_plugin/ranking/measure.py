@@ -27,6 +27,7 @@ from torch import nn
 
 from ..config_writer import NewConfig, write_config
 from ..engine.building import build_classifier
+from ..engine.device import autocast, device_name, synchronize
 from ..features import extract, remove
 from ..features.images import (
     build_dataset,
@@ -34,7 +35,7 @@ from ..features.images import (
     loader_config,
     readable,
 )
-from ..files import replacing
+from ..files import written_whole
 from ..host import versions
 from ..probing import grid, probe
 from ..timm_network import check_name
@@ -206,8 +207,7 @@ def measured_by(name: str, base: Config, data: str,
             weights = None
     return dict(
         config=base.pretty_text, data=data, weights=weights,
-        device=torch.cuda.get_device_name() if torch.cuda.is_available()
-        else f'{torch.get_num_threads()} CPU threads',
+        device=device_name(),
         versions=dict(versions(), gap_plugin=__version__),
         **{key: str(getattr(options, key)) for key in
            ('epochs', 'lr', 'weight_decay', 'amp', 'timing_batch')})
@@ -242,13 +242,12 @@ def speed(model: nn.Module, cfg: Config, batch: int,
     model.eval()
     times: list[float] = []
     end = time.perf_counter() + 3.
-    with torch.no_grad(), torch.autocast(device.type, enabled=amp):
+    with torch.no_grad(), autocast(device, amp):
         model.backbone(x)
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
             model.backbone(x)
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
+            synchronize(device)
             times.append(time.perf_counter() - start)
     return batch / statistics.median(times), shape[-1]
 
@@ -357,7 +356,7 @@ def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
         else:
             row = isolated(name, folder, base, bad, options)
             if 'error' not in row:  # what fails is tried again next time
-                with replacing(result) as path:
+                with written_whole(result) as path:
                     path.write_text(json.dumps(dict(
                         row=row, made_by=made_by)), encoding='utf-8')
                 if not options.keep_features:

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ..files import replacing
+from ..files import written_whole
 from .plot import pareto, plot
 
 COLUMNS = ('model', 'accuracy', 'metric', 'images_per_s', 'pareto',
@@ -18,7 +18,7 @@ def write_tables(rows: list[dict], out: Path) -> None:
                     key=lambda row: -row['accuracy'])
     front = pareto(ranked)
     ranked = [dict(row, pareto=row in front) for row in ranked]
-    with replacing(out / 'ranking.csv') as path, open(
+    with written_whole(out / 'ranking.csv') as path, open(
             path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -33,8 +33,8 @@ def write_tables(rows: list[dict], out: Path) -> None:
             f'{"yes" if row["pareto"] else ""} |' for row in ranked), *(
             f'| {row["model"]} | failed: {row["error"]} | | | | | |'
             for row in failed)]
-    with replacing(out / 'ranking.md') as path:
+    with written_whole(out / 'ranking.md') as path:
         path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     if ranked:
-        with replacing(out / 'ranking.png') as path:
+        with written_whole(out / 'ranking.png') as path:
             plot(ranked, path)
