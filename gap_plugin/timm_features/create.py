@@ -161,7 +161,7 @@ def create_bare(spec: NetworkSpec) -> torch.nn.Module:
     try:
         with torch.device('meta'):
             return create_network(bare)[0]
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, ValueError):
         return create_network(bare)[0]
 
 
