@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
-from timm.models import reparameterize_model
+from timm.utils.model import reparameterize_model
 from torch import nn
 
 from ..messages import first_line
@@ -18,6 +18,7 @@ from ..timm_network import (
     KeyReport,
     NetworkSpec,
     check_size,
+    create_bare,
     create_network,
     freeze,
     last_built,
@@ -267,7 +268,7 @@ class TimmFeatureBackbone(BaseModule):
         """Merge the branches that training alone needs (RepVGG and others).
 
         In eval mode the output stays the same. Networks without such branches
-        are left as they are. Source: ``timm.models.reparameterize_model``.
+        are left as they are. Source: ``timm.utils.model.reparameterize_model``.
         """
         reparameterize_model(self.timm_model, inplace=True)
         self._converted = NormConversions(self.timm_model)
@@ -328,10 +329,7 @@ def _prepared(
     except INPUT_ERRORS as error:
         if spec.img_size is None or takes_size(spec):
             raise
-        with torch.device('meta'):
-            plain, _ = create_network(
-                replace(spec, pretrained=False, checkpoint_path=None,
-                        img_size=None))
+        plain = create_bare(replace(spec, img_size=None))
         own = _image_size(replace(spec, img_size=None), plain)
         near = ', '.join(map(str, near_sizes(spec, own))) or own
         height, width = spec.img_size

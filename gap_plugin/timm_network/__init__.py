@@ -9,6 +9,7 @@ last map is), :mod:`.depth` (which parameter lies how deep).
 from .create import (
     NetworkSpec,
     check_name,
+    create_bare,
     create_network,
     is_registered,
 )
@@ -29,8 +30,9 @@ from .weights import KeyReport
 
 __all__ = [
     'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
-    'NetworkSpec', 'check_name', 'check_size', 'create_network',
-    'data_source', 'freeze', 'is_registered', 'last_built',
-    'layer_depths', 'near_sizes', 'pair', 'prepare', 'run_for_shapes',
+    'NetworkSpec', 'check_name', 'check_size', 'create_bare',
+    'create_network', 'data_source', 'freeze', 'is_registered',
+    'last_built', 'layer_depths', 'near_sizes', 'pair', 'prepare',
+    'run_for_shapes',
     'read_features', 'refuses', 'remember', 'takes_size', 'tune_part'
 ]

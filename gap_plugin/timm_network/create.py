@@ -9,11 +9,12 @@ import difflib
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
 import torch
+from packaging.version import Version
 from timm.models import (
     get_pretrained_cfg,
     is_model,
@@ -22,6 +23,7 @@ from timm.models import (
 )
 
 from ..messages import first_line
+from ..requirements import TIMM_COMPLETE
 from .weights import KeyReport, key_report, read_checkpoint
 
 #: timm's name of an argument -> ours, which must be used instead
@@ -146,6 +148,29 @@ def create_network(
     return model, report if spec.checkpoint_path else None
 
 
+def create_bare(spec: NetworkSpec) -> torch.nn.Module:
+    """Build a network without weights, to look at.
+
+    Args:
+        spec: What to build; its weights are left out.
+
+    Returns:
+        The network, on the meta device where timm can build it there. Older
+        timm reads numbers off tensors while it builds most networks.
+    """
+    bare = replace(spec, pretrained=False, checkpoint_path=None)
+    try:
+        with torch.device('meta'):
+            return create_network(bare)[0]
+    except (NotImplementedError, RuntimeError, ValueError):
+        return create_network(bare)[0]
+
+
+def newer_timm() -> str:
+    """What to do where this timm lacks something."""
+    return f'pip install "timm>={TIMM_COMPLETE}" (here: {timm.__version__})'
+
+
 def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
     kwargs = dict(spec.timm_kwargs)
     if overlay:
@@ -172,6 +197,13 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
             'what is wrong.') from None
     except (AssertionError, AttributeError, KeyError, RuntimeError,
             ValueError) as error:
+        sizes = str(error).count('size mismatch for')
+        if sizes and Version(timm.__version__) < Version(TIMM_COMPLETE):
+            raise ValueError(
+                f'{sizes} tensors of the weights have another shape than '
+                f'{spec.model_name!r}: are they of this network, then this '
+                'timm cannot read them without their classifier or resample '
+                f'them to another img_size: {newer_timm()}.') from None
         if not from_file:
             if not spec.timm_kwargs:
                 raise
@@ -179,7 +211,6 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
                 f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} '
                 f'cannot be built with it ({first_line(error)[:160]}); '
                 'change it.') from None
-        sizes = str(error).count('size mismatch for')
         detail = (f'{sizes} tensors of another shape' if sizes else
                   f'{type(error).__name__}: {first_line(error)[:160]}')
         raise ValueError(
@@ -198,7 +229,10 @@ def _create_for_size(kwargs: dict[str, Any],
         return timm.create_model(**kwargs, img_size=size)
     except TypeError as error:
         if 'img_size' not in str(error):
-            raise
+            if size[0] != size[1]:
+                raise
+            # in older timm a few networks take one number alone
+            return timm.create_model(**kwargs, img_size=size[0])
     model = timm.create_model(**kwargs)
     if hasattr(model, 'set_input_size'):
         model.set_input_size(size)
@@ -225,6 +259,8 @@ def check_name(name: str) -> None:
     base, tag = split_model_name_tag(name)
     if not is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), 3, 0.6)
+        if '/' in name:  # said by newer timm itself
+            near = [f"'hf-hub:{name}' (a repository)"]
         hint = (f'did you mean {", ".join(near)}?'
                 if near else 'timm.list_models() lists them all.')
         raise ValueError(f'model_name {name!r} is no timm network; {hint}')

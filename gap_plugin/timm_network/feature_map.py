@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from .create import newer_timm
 from .trace import INPUT_ERRORS, Run, Trace
 
 OUT_FEATURES = ('final_conv', 'forward_features', 'pre_logits')
@@ -117,7 +118,9 @@ def prepare(model: nn.Module, out_feature: str,
     if out_feature not in OUT_FEATURES:
         raise ValueError(f'out_feature must be one of {OUT_FEATURES}, got '
                          f'{out_feature!r}.')
+    _has(model, 'feature_info')
     if out_indices is not None:
+        _has(model, 'forward_intermediates')
         if out_feature != 'final_conv':
             raise ValueError(
                 f'out_feature={out_feature!r} names one output and '
@@ -135,6 +138,18 @@ def prepare(model: nn.Module, out_feature: str,
     path = _PATHS[key]
     _take_out_unused(model, path)
     return path
+
+
+def _has(model: nn.Module, part: str) -> None:
+    """Refuse a network that this timm gives less to work with.
+
+    Raises:
+        ValueError: If it lacks what says where its maps are.
+    """
+    if not hasattr(model, part):
+        raise ValueError(
+            f'{type(model).__name__} has no {part} in this timm, which says '
+            f'where its maps are: {newer_timm()}.')
 
 
 def _levels(model: nn.Module,
@@ -178,6 +193,7 @@ def _locate(model: nn.Module, out_feature: str,
         y = ran.output.permute(0, 3, 1, 2) if nhwc else ran.output
         return _finish(path, replace(ran, output=(y, )), trace)
 
+    _has(model, 'forward_intermediates')
     # Tokens or several tensors. forward_intermediates knows the order and
     # the grid of the tokens, so its last map is taken, unless a final norm
     # follows that only forward_features applies.

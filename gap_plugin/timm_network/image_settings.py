@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
-from .create import NetworkSpec, check_name, create_network, is_registered
+from .create import NetworkSpec, check_name, create_bare, is_registered
 
 CROP_MODES = ('center', 'squash', 'border')
 
@@ -164,8 +163,7 @@ def data_source(model_name: str, in_channels: int = 3) -> DataSource:
     found = (get_pretrained_cfg(model_name)
              if is_registered(model_name) else None)
     if found is None:  # a former name, a folder or a repository
-        with torch.device('meta'):
-            cfg = create_network(NetworkSpec(model_name))[0].pretrained_cfg
+        cfg = create_bare(NetworkSpec(model_name)).pretrained_cfg
     else:
         cfg = found.to_dict()
     return DataSource(model_name, cfg, in_channels=in_channels)

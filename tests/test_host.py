@@ -1,0 +1,119 @@
+"""One host, whole: what is said when it is otherwise."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+import gap_plugin.compat as compat
+from gap_plugin import requirements
+
+HOST = next(host for host, (name, *_) in requirements.HOSTS.items()
+            if compat._installed([name]))
+OTHER = {'openmmlab': 'onedl', 'onedl': 'openmmlab'}[HOST]
+
+
+def fake(folder, *names):
+    """Leave traces of installed distributions, as pip does."""
+    for name in names:
+        info = folder / f'{name.replace("-", "_")}-9.0.dist-info'
+        info.mkdir()
+        (info / 'METADATA').write_text(
+            f'Metadata-Version: 2.1\nName: {name}\nVersion: 9.0\n')
+
+
+def check():
+    with pytest.raises(ImportError) as info:
+        compat.check_host()
+    text = str(info.value)
+    assert text.startswith('gap_plugin needs MMPretrain, but ')
+    assert '\n' not in text
+    return text
+
+
+def removed(text):
+    """What the advice has people uninstall."""
+    command = text.split('pip uninstall -y ')[1].split(', then')[0]
+    return set(command.split())
+
+
+@pytest.mark.parametrize('part', (0, 1, 2))
+def test_two_hosts_in_one_environment_are_found_out(
+        part, tmp_path, monkeypatch):
+    name = requirements.HOSTS[OTHER][part]
+    fake(tmp_path, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert metadata.version(name) == '9.0'
+    text = check()
+    ours = set(compat._installed(requirements.FAMILIES[HOST]))
+    assert 'two hosts' in text and len(ours) == 3
+    assert removed(text) == {name} | ours
+    assert all(f'"gap_plugin[{extra}]"' in text.split(', then ')[1]
+               for extra in requirements.HOSTS)
+
+
+def test_mmcv_of_any_name_counts(tmp_path, monkeypatch):
+    fake(tmp_path, 'mmcv', 'mmcv-full', 'onedl-mmcv')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {'mmcv', 'mmcv-full', 'onedl-mmcv'} <= removed(check())
+
+
+@pytest.mark.parametrize('folder_left', (False, True))
+def test_half_a_host_gets_commands_that_repair_it(
+        folder_left, tmp_path, monkeypatch):
+    spec = compat.find_spec('mmengine')
+
+    class Left:
+        origin = None
+
+    monkeypatch.setattr(
+        compat, 'find_spec', lambda name: spec if name != 'mmengine' else
+        Left() if folder_left else None)
+    text = check()
+    assert 'mmengine is not installed' in text
+    # pip finds them "already satisfied": all have to go first
+    assert removed(text) == set(
+        compat._installed(requirements.FAMILIES[HOST]))
+
+
+def test_no_host_at_all_gets_the_two_commands_alone(monkeypatch):
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None)
+    monkeypatch.setattr(compat, '_installed', lambda names: {})
+    text = check()
+    assert 'uninstall' not in text
+    assert 'gap_plugin[openmmlab]' in text and 'gap_plugin[onedl]' in text
+
+
+def test_python_without_find_loader_takes_the_fork_alone(monkeypatch):
+    monkeypatch.delattr('pkgutil.find_loader', raising=False)
+    if HOST == 'onedl':
+        compat.check_host()
+        monkeypatch.setattr(compat, 'find_spec', lambda name: None)
+        monkeypatch.setattr(compat, '_installed', lambda names: {})
+        text = check()
+    else:
+        text = check()
+        assert 'mmengine 0.10.7 does not run on Python 3.' in text
+        assert 'mmengine' in removed(text)
+    assert 'gap_plugin[onedl]' in text and '[openmmlab]' not in text
+
+
+def test_two_hosts_end_an_import_in_one_line(tmp_path):
+    fake(tmp_path, *requirements.HOSTS[OTHER])
+    path = os.pathsep.join(filter(None, (
+        str(tmp_path), os.environ.get('PYTHONPATH'))))
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', 'import gap_plugin'],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, 'PYTHONPATH': path})
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('ImportError: gap_plugin needs MMPretrain, but two')
+
+
+def test_a_torch_that_is_too_old_is_told(monkeypatch):
+    monkeypatch.setitem(requirements.BOUNDS, 'torch', ('99.0', None))
+    with pytest.warns(UserWarning, match='torch .*pip install "torch>=99.0"'):
+        compat.check_host()
