@@ -6,30 +6,35 @@ registries and lets torch read the checkpoints that MMEngine writes, without
 the code that a file may carry. It does nothing else.
 """
 
+import warnings
+
 from .host import check_host
 
 check_host()
 
-from .datasets import (
-    Digits,
-    TimmTestTransform,
-    TimmTrainTransform,
-    timm_test_pipeline,
-    timm_train_pipeline,
-)
-from .engine import (
-    AtomicCheckpointHook,
-    Bfloat16OptimWrapper,
-    allow_classes,
-    allow_host_checkpoints,
-)
-from .models import (
-    BNNeck,
-    GAPNeck,
-    LinearHead,
-    TimmFeatureBackbone,
-    TimmFeatureClassifier,
-)
+with warnings.catch_warnings():
+    # parts of MMCV that need its compiled half, which nothing here does
+    warnings.filterwarnings('ignore', 'Fail to import')
+    from .datasets import (
+        Digits,
+        TimmTestTransform,
+        TimmTrainTransform,
+        timm_test_pipeline,
+        timm_train_pipeline,
+    )
+    from .engine import (
+        AtomicCheckpointHook,
+        Bfloat16OptimWrapper,
+        allow_classes,
+        allow_host_checkpoints,
+    )
+    from .models import (
+        BNNeck,
+        GAPNeck,
+        LinearHead,
+        TimmFeatureBackbone,
+        TimmFeatureClassifier,
+    )
 from .version import __version__
 
 allow_host_checkpoints()

@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
-from runs import PIPELINE, data, model, runner, voc
 
 from gap_plugin import TimmFeatureBackbone
+from runs import PIPELINE, data, model, runner, voc
 
 # a convolutional network and a transformer
 NETWORKS = ['test_efficientnet', 'test_vit']

@@ -12,9 +12,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
-from runs import data, model, runner
 
-from gap_plugin.engine.checkpoint import _Renaming
+from gap_plugin.engine.checkpoint_hook import _Renaming
+from runs import data, model, runner
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

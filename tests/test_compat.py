@@ -25,7 +25,8 @@ from mmpretrain.registry import MODELS
 from test_backbone import Bomb
 
 import gap_plugin
-import gap_plugin.compat as compat
+from gap_plugin import host, requirements
+from gap_plugin.engine import safe_loading
 
 
 def run(code):
@@ -91,7 +92,7 @@ def test_every_loader_of_mmengine_is_held_to_weights():
     assert {'', 'http://', 'https://'} <= set(loaders)
     assert all(hasattr(loader, '_weights_only') for loader in
                loaders.values())
-    compat.allow_host_checkpoints()  # a second import changes nothing
+    safe_loading.allow_host_checkpoints()  # a second import changes nothing
     assert CheckpointLoader._schemes == loaders
 
 
@@ -100,7 +101,7 @@ def test_loader_that_asks_for_full_unpickling_does_not_get_it(
     path, mark = str(tmp_path / 'bomb.pth'), tmp_path / 'mark'
     torch.save(Bomb(mark), path)
     # what must not be got by asking for it
-    loader = compat._weights_only(
+    loader = safe_loading._weights_only(
         lambda name, _: torch.load(name, weights_only=False))
     for forbid in (False, True):  # torch's own way back to full unpickling
         if forbid:
@@ -285,13 +286,13 @@ def test_import_without_a_host_gives_the_two_commands(missing):
 
 
 def test_version_out_of_bounds_is_warned_of(monkeypatch):
-    monkeypatch.setitem(compat._TESTED, 'timm', ('9.0', '9.1'))
+    monkeypatch.setitem(requirements.BOUNDS, 'timm', ('9.0', '9.1'))
     with pytest.warns(UserWarning, match='timm.*timm>=9.0,<9.1'):
-        compat.check_host()
+        host.check_host()
 
 
 def test_tested_versions_are_quiet(recwarn):
-    compat.check_host()
+    host.check_host()
     assert not [w for w in recwarn if 'tested' in str(w.message)]
 
 

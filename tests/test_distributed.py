@@ -13,7 +13,6 @@ import psutil
 import pytest
 import torch
 from mmengine.config import Config
-from runs import data, model
 from torch import nn
 from torch.distributed.fsdp.wrap import (
     _recursive_wrap,
@@ -22,6 +21,7 @@ from torch.distributed.fsdp.wrap import (
 
 from gap_plugin import TimmFeatureBackbone
 from gap_plugin.engine import timm_auto_wrap_policy
+from runs import data, model
 
 ROOT = Path(__file__).parents[1]
 

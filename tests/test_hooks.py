@@ -9,9 +9,9 @@ import torch
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
-from runs import PIPELINE, data, model, runner
 
 from gap_plugin.engine import Bfloat16OptimWrapper
+from runs import PIPELINE, data, model, runner
 
 
 def states(checkpoint):

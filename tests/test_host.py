@@ -7,11 +7,10 @@ from importlib import metadata
 
 import pytest
 
-import gap_plugin.compat as compat
-from gap_plugin import requirements
+from gap_plugin import host, requirements
 
-HOST = next(host for host, (name, *_) in requirements.HOSTS.items()
-            if compat._installed([name]))
+HOST = next(kind for kind, (name, *_) in requirements.HOSTS.items()
+            if host._installed([name]))
 OTHER = {'openmmlab': 'onedl', 'onedl': 'openmmlab'}[HOST]
 
 
@@ -26,7 +25,7 @@ def fake(folder, *names):
 
 def check():
     with pytest.raises(ImportError) as info:
-        compat.check_host()
+        host.check_host()
     text = str(info.value)
     assert text.startswith('gap_plugin needs MMPretrain, but ')
     assert '\n' not in text
@@ -47,7 +46,7 @@ def test_two_hosts_in_one_environment_are_found_out(
     monkeypatch.syspath_prepend(tmp_path)
     assert metadata.version(name) == '9.0'
     text = check()
-    ours = set(compat._installed(requirements.FAMILIES[HOST]))
+    ours = set(host._installed(requirements.FAMILIES[HOST]))
     assert 'two hosts' in text and len(ours) == 3
     assert removed(text) == {name} | ours
     assert all(f'"gap_plugin[{extra}]"' in text.split(', then ')[1]
@@ -63,7 +62,7 @@ def test_mmcv_of_any_name_counts(tmp_path, monkeypatch):
 @pytest.mark.parametrize('folder_left', (False, True))
 def test_half_a_host_gets_commands_that_repair_it(
         folder_left, tmp_path, monkeypatch):
-    spec = compat.find_spec('mmengine')
+    spec = host.find_spec('mmengine')
 
     class Left:
         origin = None
@@ -75,7 +74,7 @@ def test_half_a_host_gets_commands_that_repair_it(
     assert 'mmengine is not installed' in text
     # pip finds them "already satisfied": all have to go first
     assert removed(text) == set(
-        compat._installed(requirements.FAMILIES[HOST]))
+        host._installed(requirements.FAMILIES[HOST]))
 
 
 def test_no_host_at_all_gets_the_two_commands_alone(monkeypatch):
@@ -89,7 +88,7 @@ def test_no_host_at_all_gets_the_two_commands_alone(monkeypatch):
 def test_python_without_find_loader_takes_the_fork_alone(monkeypatch):
     monkeypatch.delattr('pkgutil.find_loader', raising=False)
     if HOST == 'onedl':
-        compat.check_host()
+        host.check_host()
         monkeypatch.setattr(compat, 'find_spec', lambda name: None)
         monkeypatch.setattr(compat, '_installed', lambda names: {})
         text = check()
@@ -116,4 +115,4 @@ def test_two_hosts_end_an_import_in_one_line(tmp_path):
 def test_a_torch_that_is_too_old_is_told(monkeypatch):
     monkeypatch.setitem(requirements.BOUNDS, 'torch', ('99.0', None))
     with pytest.warns(UserWarning, match='torch .*pip install "torch>=99.0"'):
-        compat.check_host()
+        host.check_host()

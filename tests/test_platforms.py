@@ -104,7 +104,7 @@ def test_a_folder_of_images_from_config_to_ranking(platform, tmp_path,
 
 IN_USE = """
 import numpy as np
-from gap_plugin.probing import FeatureStore, StoreWriter, remove
+from gap_plugin.features import FeatureStore, StoreWriter, remove
 
 def store(folder):
     writer = StoreWriter(folder, 4, 2, 'float32', 4)

@@ -26,7 +26,7 @@ from gap_plugin import (
     timm_test_pipeline,
     timm_train_pipeline,
 )
-from gap_plugin.timm_network import data, data_source
+from gap_plugin.timm_network import data_source
 
 #: Together they have every interpolation, crop mode, and mean and std of
 #: timm's table.

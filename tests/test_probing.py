@@ -22,14 +22,9 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from gap_plugin.datasets import unreadable
-from gap_plugin.probing import (
-    FeatureStore,
-    StoreWriter,
-    extract,
-    remove,
-    save_whole,
-)
+from gap_plugin.datasets.loading import unreadable
+from gap_plugin.features import FeatureStore, StoreWriter, extract, remove
+from gap_plugin.probing import save_whole
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
@@ -252,7 +247,7 @@ def test_norms_neither_follow_the_batches_nor_move(tmp_path):
 def test_a_store_is_used_again_without_a_pass(tmp_path, monkeypatch):
     model, cfg = build()
     extract(model, cfg, 'val', tmp_path / 'val')
-    monkeypatch.setattr('gap_plugin.probing.FixedPart.forward',
+    monkeypatch.setattr('gap_plugin.features.FixedPart.forward',
                         lambda *_: pytest.fail('a second pass'))
     assert len(extract(*build(), 'val', tmp_path / 'val')) == 355
 
@@ -377,7 +372,7 @@ def test_an_image_that_breaks_off_is_named_ahead_or_left_out(tmp_path,
     store = extract(*build(options), 'val', tmp_path / 'val', skip_bad=True)
     assert len(store) == 8
     # known from the store: nothing is read again
-    monkeypatch.setattr('gap_plugin.probing.extraction.readable',
+    monkeypatch.setattr('gap_plugin.features.extraction.readable',
                         lambda *_: pytest.fail('images are read again'))
     assert len(extract(*build(options), 'val', tmp_path / 'val',
                        skip_bad=True)) == 8
@@ -404,7 +399,7 @@ def test_an_image_that_breaks_in_the_pass_is_named(tmp_path, monkeypatch):
     options = image_config(tmp_path / 'd')
     options['test_dataloader']['dataset']['pipeline'][0][
         'imdecode_backend'] = 'pillow'
-    monkeypatch.setattr('gap_plugin.probing.images.unreadable',
+    monkeypatch.setattr('gap_plugin.features.images.unreadable',
                         lambda paths: [])  # it was whole a moment ago
     with pytest.raises(ValueError, match=r'b/1\.jpg.* cannot be read'):
         extract(*build(options), 'val', tmp_path / 'val')

@@ -1,7 +1,6 @@
 """Backbones ranked on one's data, by the tool as a user runs it."""
 
 import csv
-import importlib.util
 import os
 import signal
 import subprocess
@@ -14,20 +13,11 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
+from gap_plugin.ranking import chosen_models, plot
+
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'rank_backbones.py'
 DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
-
-
-@pytest.fixture(scope='module')
-def tool():
-    """The tool as a module."""
-    sys.path.insert(0, str(TOOL.parent))
-    spec = importlib.util.spec_from_file_location('rank_backbones', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(TOOL.parent))
 
 
 def command(out, *args):
@@ -114,7 +104,7 @@ def test_a_folder_with_a_broken_image_is_refused_ahead(tmp_path):
     text = ranked(tmp_path / 'out', '--models', 'test_vit', '--no-pretrained',
                   '--data-root', tmp_path / 'd', ok=False)
     (line, ) = [line for line in text.splitlines()
-                if line.startswith('rank_backbones.py: ')]
+                if line.startswith('rank_backbones.py: error: ')]
     assert 'b/1.png' in line
     assert not (tmp_path / 'out' / 'networks').exists()
     ranked(tmp_path / 'out', '--models', 'test_vit', '--no-pretrained',
@@ -122,15 +112,15 @@ def test_a_folder_with_a_broken_image_is_refused_ahead(tmp_path):
     assert list(table(tmp_path / 'out')) == ['test_vit']
 
 
-def test_patterns_choose_networks(tool):
-    assert tool.chosen_models(
+def test_patterns_choose_networks():
+    assert chosen_models(
         ['test_vit?', 'resnet18', 'test_vit2', 'resnet18.a1_in1k'],
         True) == ['test_vit2', 'test_vit3', 'resnet18', 'resnet18.a1_in1k']
-    assert 'test_vit4' in tool.chosen_models(['test_vit*'], False)
+    assert 'test_vit4' in chosen_models(['test_vit*'], False)
     with pytest.raises(ValueError, match="'nothing\\*' fits no network"):
-        tool.chosen_models(['nothing*'], False)
+        chosen_models(['nothing*'], False)
     with pytest.raises(ValueError, match='resnet1888'):
-        tool.chosen_models(['resnet1888'], True)
+        chosen_models(['resnet1888'], True)
 
 
 def row(name, accuracy, rate, params=1.):
@@ -138,22 +128,21 @@ def row(name, accuracy, rate, params=1.):
                 params_m=params, metric='accuracy/top1')
 
 
-def test_the_front_is_what_no_other_network_beats_in_both(tool):
+def test_the_front_is_what_no_other_network_beats_in_both():
     rows = [row('slow', 90, 1), row('beaten', 80, 2), row('fast', 70, 9),
             row('equal', 85, 5), row('slower', 85, 4)]
-    assert [r['model'] for r in tool.pareto(rows)] == ['fast', 'equal',
+    assert [r['model'] for r in plot.pareto(rows)] == ['fast', 'equal',
                                                        'slow']
 
 
 @pytest.mark.parametrize('count', [1, 2, 60])
-def test_a_plot_has_names_apart_from_each_other(tool, count, tmp_path,
+def test_a_plot_has_names_apart_from_each_other(count, tmp_path,
                                                 monkeypatch):
-    import ranking_plot
     drawn = []
-    monkeypatch.setattr(ranking_plot.plt, 'close', drawn.append)
+    monkeypatch.setattr(plot.plt, 'close', drawn.append)
     rows = [row(f'network_number_{i}', 90 - i / 3, 10 + 7 * (i * 37 % 60),
                 1 + i) for i in range(count)]
-    tool.plot(rows, tmp_path / 'plot.png')
+    plot.plot(rows, tmp_path / 'plot.png')
     (figure, ) = drawn
     figure.draw_without_rendering()
     (axes, ) = figure.axes

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from runs import images, voc
 from test_configs import RECIPES, read
+
+from runs import images, voc
 
 NETWORK = {'resnet50': 'test_resnet', 'vit_small_patch16_224': 'test_vit'}
 

@@ -3,17 +3,10 @@
 import copy
 
 import pytest
+from commands import OURS, ROOT, STOCK, python, reported, validated
 from mmengine.config import Config
 from mmengine.runner import Runner
-from test_tools import (
-    OURS,
-    ROOT,
-    STOCK,
-    python,
-    reported,
-    validated,
-    write_folder,
-)
+from test_tools import write_folder
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 

@@ -2,56 +2,33 @@
 
 import importlib.util
 import json
-import os
 import pickle
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import mmcv
 import mmengine
-import mmpretrain
 import numpy as np
 import pytest
 import timm
 import torch
+from commands import (
+    DIGITS,
+    OURS,
+    ROOT,
+    STOCK,
+    call,
+    python,
+    reported,
+    validated,
+)
 from mmengine.config import Config
 from test_backbone import Bomb
 
 from gap_plugin import TimmFeatureBackbone
 
-ROOT = Path(__file__).parents[1]
-STOCK = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
-OURS = ROOT / 'tools'
-#: The scripts for several processes call the first python of the path.
-PATH = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
 #: One or two short epochs: the learning rate schedule of the file is longer.
 SHORT = ['train_dataloader.dataset.indices=256', 'train_cfg.max_epochs=2']
-
-
-def call(*command, ok=True, timeout=300):
-    done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': PATH},
-        timeout=timeout, check=False)
-    text = done.stdout + done.stderr
-    assert (done.returncode == 0) is ok, text[-3000:]
-    return text
-
-
-def python(script, *args, **kwargs):
-    return call(sys.executable, '-W', 'ignore', script, *args, **kwargs)
-
-
-def validated(text):
-    """The last accuracy that validation reported."""
-    return re.findall(r'Epoch\(val\).*accuracy/top1: ([\d.]+)', text)[-1]
-
-
-def reported(text):
-    return re.findall(r'Epoch\(test\).*accuracy/top1: ([\d.]+)', text)[-1]
 
 
 @pytest.fixture(scope='module', params=['ours', 'stock'])

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 import timm
+from commands import OURS, STOCK, last_line, python, reported, validated
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image
-from test_tools import OURS, STOCK, python, reported, validated, write_folder
+from test_tools import write_folder
 
 from gap_plugin import TimmFeatureBackbone
 
@@ -21,10 +22,6 @@ def facts(*args, **kwargs):
 
 def written(*args, **kwargs):
     return python(OURS / 'make_config.py', *args, **kwargs)
-
-
-def last_line(text):
-    return text.strip().splitlines()[-1]
 
 
 def json_of(text):

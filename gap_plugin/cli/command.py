@@ -29,16 +29,6 @@ ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError,
 #: Errors that say by themselves what is wrong.
 _PLAIN = (ImportError, OSError, ValueError, RuntimeError)
 
-#: Warnings that a user can do nothing about.
-_IDLE = (
-    'Fail to import', 'FileClient', 'Palette images with Transparency',
-    'The image may have', 'Corrupt EXIF data', 'TORCH_CUDA_ARCH_LIST',
-    'torch.meshgrid', "'pin_memory' argument", 'The PyTorch API of nested',
-    'lr_scheduler.step', 'Importing from timm', '.*is deprecated',
-    'Overwriting .* in registry', 'Deprecated', '.*will be removed',
-)
-
-
 def command(flags: Callable[[], argparse.ArgumentParser],
             run: Callable[[argparse.Namespace], int | None]) -> Callable:
     """The ``main`` of a command.
@@ -139,9 +129,3 @@ def _close(instance: Any) -> None:
         handler.close()
     if isinstance(instance, Visualizer):
         instance.close()
-
-
-def ignore_idle_warnings() -> None:
-    """Drop warnings that a user can do nothing about."""
-    for text in _IDLE:
-        warnings.filterwarnings('ignore', text)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 import time
 import traceback
@@ -30,6 +31,12 @@ class _Muted(io.TextIOBase):
     def write(self, text: str) -> int:
         return len(text)
 
+
+#: Warnings that a user can do nothing about.
+_IDLE = re.compile(
+    r'Fail to import|.?FileClient|.?HardDiskBackend|Palette images|'
+    r'Corrupt EXIF|Importing from timm|.*deprecated|.*will be removed|'
+    r'Overwriting .* in registry|Unable to import dependency')
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 _warned: set[str] = set()
@@ -60,6 +67,9 @@ def opened(verbose: bool) -> Iterator[None]:
 def say(text: str, style: str | None = None) -> None:
     """Print a line, once for all processes of a run."""
     if is_main_process():
+        encoding = getattr(_console.file, 'encoding', None) or 'utf-8'
+        # a pipe of Windows has no sign for every name
+        text = text.encode(encoding, 'backslashreplace').decode(encoding)
         _console.print(text, style=style)
 
 
@@ -72,7 +82,7 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning, once."""
     text = ' '.join(text.split())
-    if text not in _warned:
+    if text not in _warned and not _IDLE.match(text):
         _warned.add(text)
         note(f'warning: {text}')
 
@@ -106,6 +116,11 @@ def log_error() -> Path | None:
     return Path(files[0].baseFilename) if files else None
 
 
+def log_file(runner: Runner) -> str:
+    """Where all that MMEngine writes is kept."""
+    return short(Path(runner.log_dir) / f'{runner.timestamp}.log')
+
+
 def header(rows: dict[str, str]) -> None:
     """Print what a run is about, aligned."""
     for key, value in rows.items():
@@ -129,9 +144,17 @@ def result(metrics: dict[str, Any], key: str | None, file: Any,
             say(f'{other} {number(value)}')
         say(f'{key} {number(metrics[key])}', 'bold')
     if file is not None:
-        say(str(file))
+        say(short(file))
     if following:
         say(following)
+
+
+def short(path: Any) -> str:
+    """A path as it is typed here: relative, where it lies below."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def number(value: Any) -> str:

@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
                      'chosen by them is no figure of unseen data.')
     console.result(result.metrics,
                    result.table[0]['metric'] if result.table else None, path,
-                   f'gap-plugin test {args.config} {path}')
+                   f'gap-plugin test {args.config} {console.short(path)}')
 
 
 main = command(flags, run)

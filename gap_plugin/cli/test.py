@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     console.header(dict(
         console.describe_model(runner.model, cfg),
         test=console.describe_data(runner.test_dataloader.dataset),
-        log=runner.log_dir))
+        log=console.log_file(runner)))
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))

@@ -82,7 +82,7 @@ def show_header(runner: Runner, cfg: Config) -> None:
                                           cfg.train_dataloader.batch_size)
     if cfg.get('val_dataloader') is not None:
         rows['val'] = console.describe_data(runner.val_dataloader.dataset)
-    rows['log'] = runner.log_dir
+    rows['log'] = console.log_file(runner)
     console.header(rows)
 
 
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> None:
         metrics = {**metrics, key: known['best_score']}
     console.result(
         metrics, key, file,
-        f'gap-plugin test {args.config} {file}' if file else None)
+        f'gap-plugin test {args.config} {console.short(file)}'
+        if file else None)
 
 
 main = command(flags, run)

@@ -105,7 +105,7 @@ def peak_memory(build: Callable, *args: Any) -> int:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured with."""
-    from gap_plugin.compat import versions  # after what is timed
+    from gap_plugin.host import versions  # after what is timed
     return dict(
         versions=versions(),
         python=platform.python_version(),

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import paired
-from gap_plugin.probing import FeatureStore
+from gap_plugin.features import FeatureStore
 from probe_cost import STOCK, TOOLS, run
 
 

@@ -26,7 +26,8 @@ from torch import nn
 from torch.nn import functional
 
 import paired
-from gap_plugin.probing import FeatureStore, StoreWriter, extract, probe
+from gap_plugin.features import FeatureStore, StoreWriter, extract
+from gap_plugin.probing import probe
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/digits/test_nfnet.py'

@@ -26,7 +26,7 @@ from mmengine.config import Config
 from PIL import Image
 
 import paired
-from gap_plugin.compat import versions
+from gap_plugin.host import versions
 from gap_plugin.stock import scripts
 
 TOOLS = Path(__file__).parents[1]
