@@ -95,7 +95,7 @@ class NewConfig:
                 and not has_weights(self.model)):
             raise ValueError(
                 f'recipe=linear: timm has no weights for {self.model!r}, and '
-                'a frozen network needs some; give a checkpoint, or use '
+                'a frozen network needs some; give checkpoint=FILE, or use '
                 'recipe=finetune.')
         if self.out is not None and (self.out.suffix != '.py'
                                      or self.out.is_dir()):

@@ -1,4 +1,4 @@
-"""What users depend on: names, arguments, flags, columns, fields.
+r"""What users depend on: names, arguments, flags, columns, fields.
 
 A name may be added. One that is taken away, or renamed, fails here.
 ``data/before`` was made by version 0.1.0 of this package:

@@ -68,7 +68,7 @@ def test_half_a_host_gets_commands_that_repair_it(
         origin = None
 
     monkeypatch.setattr(
-        compat, 'find_spec', lambda name: spec if name != 'mmengine' else
+        host, 'find_spec', lambda name: spec if name != 'mmengine' else
         Left() if folder_left else None)
     text = check()
     assert 'mmengine is not installed' in text
@@ -78,8 +78,8 @@ def test_half_a_host_gets_commands_that_repair_it(
 
 
 def test_no_host_at_all_gets_the_two_commands_alone(monkeypatch):
-    monkeypatch.setattr(compat, 'find_spec', lambda name: None)
-    monkeypatch.setattr(compat, '_installed', lambda names: {})
+    monkeypatch.setattr(host, 'find_spec', lambda name: None)
+    monkeypatch.setattr(host, '_installed', lambda names: {})
     text = check()
     assert 'uninstall' not in text
     assert 'gap_plugin[openmmlab]' in text and 'gap_plugin[onedl]' in text
@@ -89,8 +89,8 @@ def test_python_without_find_loader_takes_the_fork_alone(monkeypatch):
     monkeypatch.delattr('pkgutil.find_loader', raising=False)
     if HOST == 'onedl':
         host.check_host()
-        monkeypatch.setattr(compat, 'find_spec', lambda name: None)
-        monkeypatch.setattr(compat, '_installed', lambda names: {})
+        monkeypatch.setattr(host, 'find_spec', lambda name: None)
+        monkeypatch.setattr(host, '_installed', lambda names: {})
         text = check()
     else:
         text = check()

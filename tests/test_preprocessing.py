@@ -26,7 +26,7 @@ from gap_plugin import (
     timm_test_pipeline,
     timm_train_pipeline,
 )
-from gap_plugin.timm_network import data_source
+from gap_plugin.timm_network import data_source, image_settings
 
 #: Together they have every interpolation, crop mode, and mean and std of
 #: timm's table.
@@ -181,7 +181,7 @@ def test_training_pipeline_follows_its_options():
 
 @pytest.fixture
 def nothing_built(monkeypatch):
-    monkeypatch.setattr(data, '_built', [])
+    monkeypatch.setattr(image_settings, '_built', [])
 
 
 def crop_of(transform):

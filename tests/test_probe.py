@@ -6,7 +6,6 @@ import functools
 import random
 import re
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +33,6 @@ from gap_plugin.probing.candidates import Candidates
 from gap_plugin.probing.evaluation import BatchEvaluator, build_evaluator
 from gap_plugin.probing.training import _takes_whole, stretched
 
-ROOT = Path(__file__).parents[1]
 FROZEN = {'model.backbone.frozen_stages': 'all',
           'train_dataloader.batch_size': 64}
 

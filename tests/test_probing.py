@@ -495,4 +495,4 @@ def test_the_tool_says_in_one_line_what_is_wrong(tmp_path):
                 '--cfg-options', 'model.head.num_classes=5')
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "extract_features.py: the split 'val' has labels from 0 to 9")
+        "extract_features.py: error: the split 'val' has labels from 0 to 9")

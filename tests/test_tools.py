@@ -190,7 +190,7 @@ def test_mistakes_end_in_one_line(tmp_path, flags, part):
     text = python(OURS / 'train.py', config, '--work-dir', tmp_path, *flags,
                   ok=False)
     last = text.strip().splitlines()[-1]
-    assert 'Error: ' in last and part in last
+    assert ': error: ' in last and part in last
 
 
 @pytest.mark.parametrize('tools', [OURS, STOCK], ids=['ours', 'stock'])
