@@ -1,8 +1,6 @@
 """Algorithms of MMPretrain with our backbone: an epoch, an evaluation."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,8 +10,10 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from commands import python
+from folders import voc
 from gap_plugin import TimmFeatureBackbone
-from runs import PIPELINE, data, model, runner, voc
+from runs import PIPELINE, data, model, runner
 
 # a convolutional network and a transformer
 NETWORKS = ['test_efficientnet', 'test_vit']
@@ -164,12 +164,8 @@ def test_images_are_retrieved_by_an_image(network, tmp_path):
                                                cfg.val_evaluator)
     cfg.dump(tmp_path / 'config.py')
     for args in (['train'], ['test', 'w/epoch_1.pth']):
-        done = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-m', 'gap_plugin.stock',
-             '--import', 'queries', args[0], 'config.py', *args[1:],
-             '--work-dir', 'w'], capture_output=True, text=True,
-            cwd=tmp_path, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+        python('gap_plugin.stock', '--import', 'queries', args[0],
+               'config.py', *args[1:], '--work-dir', 'w', cwd=tmp_path)
     (result, ) = tmp_path.glob('w/*/*.json')
     metrics = json.loads(result.read_text())
     assert 0 < metrics['retrieval/Recall@5'] <= 100

@@ -19,6 +19,7 @@ from mmpretrain.structures import DataSample
 from safetensors.torch import save_file
 from torch import nn
 
+from errors import Bomb, one_line
 from gap_plugin import TimmFeatureBackbone
 from gap_plugin.timm_network import last_built, layer_depths
 from networks import TINY, images, raw
@@ -47,12 +48,6 @@ def classifier(backbone, **kwargs):
 
 def samples(count=2):
     return [DataSample().set_gt_label(i % 3) for i in range(count)]
-
-
-def one_line(error):
-    text = str(error.value)
-    assert '\n' not in text
-    return text
 
 
 # --- outputs ---------------------------------------------------------------
@@ -604,16 +599,6 @@ def test_loading_the_head_alone_leaves_the_backbone_to_its_init_cfg():
     model.load_state_dict(model.head.state_dict(prefix='head.'), strict=False)
     model.init_weights()
     assert (model.backbone.timm_model.conv1[0].weight == 7).all()
-
-
-class Bomb:
-    """A pickle that leaves a mark when it is run."""
-
-    def __init__(self, mark):
-        self.mark = str(mark)
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.mark}', )
 
 
 def test_pickle_with_code_is_refused_and_not_run(tmp_path):

@@ -14,13 +14,11 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from gap_plugin.engine.checkpoint_hook import _Renaming
-from runs import data, model, runner
+from runs import HOOKS, data, model, runner
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
-HOOKS = dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1,
-                             max_keep_ckpts=1, save_best='auto'))
 
 
 def weights(path):
@@ -63,8 +61,7 @@ KILLED = """
     import torch
     torch.set_num_threads(1)
     import gap_plugin
-    from runs import data, model, runner
-    from test_checkpoints import HOOKS
+    from runs import HOOKS, data, model, runner
 
     hook, folder, every = sys.argv[1:]
     hooks = dict(checkpoint=dict(HOOKS['checkpoint'], type=hook))

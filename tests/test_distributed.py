@@ -2,12 +2,10 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,11 +17,10 @@ from torch.distributed.fsdp.wrap import (
     size_based_auto_wrap_policy,
 )
 
+from commands import OURS, PATH, ROOT, free_port
 from gap_plugin import TimmFeatureBackbone
 from gap_plugin.engine import timm_auto_wrap_policy
 from runs import data, model
-
-ROOT = Path(__file__).parents[1]
 
 
 def config(folder, network, epochs, batch_size, neck, **backbone):
@@ -50,25 +47,17 @@ def config(folder, network, epochs, batch_size, neck, **backbone):
     return folder / 'config.py'
 
 
-def environment():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    python = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    return {**os.environ, 'PORT': str(port), 'PATH': python,
-            'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-
-
 def start(cfg, processes, *flags):
     if processes == 1:
-        command = [sys.executable, ROOT / 'tools' / 'train.py', cfg]
+        command = [sys.executable, OURS / 'train.py', cfg]
     else:
-        command = ['bash', ROOT / 'tools' / 'dist_train.sh', cfg, processes]
-    command += ['--work-dir', cfg.parent / 'w', *flags]
+        command = ['bash', OURS / 'dist_train.sh', cfg, processes]
+    command += ['--work-dir', cfg.parent / 'w', '--verbose', *flags]
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=environment(),
-        cwd=cfg.parent)
+        stderr=subprocess.STDOUT, text=True, cwd=cfg.parent, env={
+            **os.environ, 'PORT': str(free_port()), 'PATH': PATH,
+            'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'})
 
 
 def finish(process, ok=True):

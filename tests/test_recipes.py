@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from test_configs import RECIPES, read
 
-from runs import images, voc
+from folders import images, voc
+from recipes import RECIPES, read
 
 NETWORK = {'resnet50': 'test_resnet', 'vit_small_patch16_224': 'test_vit'}
 

@@ -13,24 +13,16 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from test_backbone import Bomb
 
+from commands import DIGITS, ROOT, python
+from errors import Bomb
 from gap_plugin.stock import scripts
 from gap_plugin.stock.launch import MISSING
 
-ROOT = Path(__file__).parents[1]
-DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
 
-
-def stock(name, *args, ok=True, cwd=ROOT):
+def stock(name, *args, ok=True, cwd=ROOT, **kwargs):
     """Run a script by the launcher."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'gap_plugin.stock', name,
-         *map(str, args)], capture_output=True, text=True, cwd=cwd,
-        check=False, timeout=300, env={**os.environ, 'MPLBACKEND': 'Agg'})
-    text = done.stdout + done.stderr
-    assert (done.returncode == 0) is ok, text[-3000:]
-    return text
+    return python('gap_plugin.stock', name, *args, ok=ok, cwd=cwd, **kwargs)
 
 
 @pytest.fixture(scope='module')

@@ -3,13 +3,13 @@
 import copy
 
 import pytest
-from commands import OURS, ROOT, STOCK, python, reported, validated
 from mmengine.config import Config
 from mmengine.runner import Runner
-from test_tools import write_folder
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
+from commands import OURS, ROOT, STOCK, python, reported, validated
+from folders import write_folder
 from networks import SMALLER_IMAGES, SMALLEST
 
 #: Twelve networks of different layouts, for whole processes.

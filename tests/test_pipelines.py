@@ -15,10 +15,10 @@ from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
 from skimage import data as photos
 from sklearn.datasets import load_sample_images
-from test_backbone import one_line
 from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 
+from errors import one_line
 from gap_plugin import (
     TimmFeatureBackbone,
     TimmTestTransform,

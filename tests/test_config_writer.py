@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 import timm
-from commands import OURS, STOCK, last_line, python, reported, validated
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image
-from test_tools import write_folder
 
+from commands import OURS, STOCK, last_line, python, reported, validated
+from folders import write_folder
 from gap_plugin import TimmFeatureBackbone
 
 
