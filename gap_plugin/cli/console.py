@@ -36,7 +36,8 @@ class _Muted(io.TextIOBase):
 _IDLE = re.compile(
     r'Fail to import|.?FileClient|.?HardDiskBackend|Palette images|'
     r'Corrupt EXIF|Importing from timm|.*deprecated|.*will be removed|'
-    r'Overwriting .* in registry|Unable to import dependency')
+    r'Overwriting .* in registry|Unable to import dependency|'
+    r'.* instance named of .* has been created')
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 _warned: set[str] = set()
@@ -166,21 +167,28 @@ def number(value: Any) -> str:
     return f'{value:.2f}' if abs(value) >= 1 or value == 0 else f'{value:.4g}'
 
 
-def describe_model(model: nn.Module, cfg: Any) -> dict[str, str]:
-    """Header lines of a model and its device."""
+def describe_model(model: nn.Module, cfg: Any,
+                   trained: bool = False) -> dict[str, str]:
+    """Header lines of a model and its device.
+
+    Args:
+        model: Built.
+        cfg: What from.
+        trained: Whether the parameters that are trained are counted.
+    """
     backbone = cfg.model.get('backbone') or {}
     if not backbone and 'module' in cfg.model:  # test-time augmentation
         backbone = cfg.model.module.get('backbone') or {}
     name = backbone.get('model_name') or backbone.get('type') or (
         cfg.model.type)
     parameters = list(model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
     count = sum(p.numel() for p in parameters)
+    text = f'{name}, {count / 1e6:.2f} M parameters'
+    if trained:
+        count = sum(p.numel() for p in parameters if p.requires_grad)
+        text += f', {count / 1e6:.2f} M of them trained'
     device = parameters[0].device if parameters else 'cpu'
-    return dict(
-        network=f'{name}, {count / 1e6:.2f} M parameters, '
-        f'{trained / 1e6:.2f} M of them trained',
-        device=str(device))
+    return dict(network=text, device=str(device))
 
 
 def describe_data(dataset: Any, batch: int | None = None) -> str:

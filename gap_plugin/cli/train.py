@@ -77,7 +77,7 @@ def show_header(runner: Runner, cfg: Config) -> None:
             f'{len(loader.dataset)} training images give no batch of '
             f'{loader.batch_size or cfg.train_dataloader.batch_size} with '
             'drop_last: set a smaller train_dataloader.batch_size.')
-    rows = console.describe_model(runner.model, cfg)
+    rows = console.describe_model(runner.model, cfg, trained=True)
     rows['train'] = console.describe_data(loader.dataset,
                                           cfg.train_dataloader.batch_size)
     if cfg.get('val_dataloader') is not None:
