@@ -268,7 +268,7 @@ class TimmFeatureBackbone(BaseModule):
         """Merge the branches that training alone needs (RepVGG and others).
 
         In eval mode the output stays the same. Networks without such branches
-        are left as they are. Source: ``timm.utils.model.reparameterize_model``.
+        are left as they are. Source: timm's ``reparameterize_model``.
         """
         reparameterize_model(self.timm_model, inplace=True)
         self._converted = NormConversions(self.timm_model)
