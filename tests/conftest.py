@@ -23,10 +23,11 @@ from networks import lacks
 def pytest_collection_modifyitems(items):
     """Skip what an older timm lacks, by name."""
     for item in items:
-        if hasattr(item, 'callspec'):
-            reason = lacks(item.originalname, item.callspec.params)
-            if reason:
-                item.add_marker(pytest.mark.skip(reason=reason))
+        parameters = getattr(item, 'callspec', None)
+        reason = lacks(getattr(item, 'originalname', item.name),
+                       parameters.params if parameters else {})
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ __all__ = [
     'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
     'NetworkSpec', 'check_name', 'check_size', 'create_bare',
     'create_network', 'data_source', 'first_line', 'freeze',
-    'is_registered', 'last_built', 'layer_depths', 'near_sizes', 'pair', 'prepare', 'probe',
-    'read_features', 'refuses', 'remember', 'takes_size', 'tune_part'
+    'is_registered', 'last_built', 'layer_depths', 'near_sizes', 'pair',
+    'prepare', 'probe', 'read_features', 'refuses', 'remember',
+    'takes_size', 'tune_part'
 ]
