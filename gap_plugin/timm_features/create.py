@@ -200,9 +200,10 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
         if sizes and Version(timm.__version__) < Version(TIMM_COMPLETE):
             raise ValueError(
                 f'{sizes} tensors of the weights have another shape than '
-                f'{spec.model_name!r}: are they of this network, then this '
-                'timm cannot read them without their classifier or resample '
-                f'them to another img_size: {newer_timm()}.') from None
+                f'{spec.model_name!r} needs: give the weights of this '
+                'network; if they are, this timm cannot read them without a '
+                f'classifier or for another img_size: {newer_timm()}.'
+            ) from None
         if not from_file:
             if not spec.timm_kwargs:
                 raise
