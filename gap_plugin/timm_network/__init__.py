@@ -33,6 +33,6 @@ __all__ = [
     'NetworkSpec', 'check_name', 'check_size', 'create_bare',
     'create_network', 'data_source', 'freeze', 'is_registered',
     'last_built', 'layer_depths', 'near_sizes', 'pair', 'prepare',
-    'run_for_shapes',
-    'read_features', 'refuses', 'remember', 'takes_size', 'tune_part'
+    'read_features', 'refuses', 'remember', 'run_for_shapes', 'takes_size',
+    'tune_part'
 ]

@@ -198,12 +198,15 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
     except (AssertionError, AttributeError, KeyError, RuntimeError,
             ValueError) as error:
         sizes = str(error).count('size mismatch for')
+        older = ''
         if sizes and Version(timm.__version__) < Version(TIMM_COMPLETE):
-            raise ValueError(
-                f'{sizes} tensors of the weights have another shape than '
-                f'{spec.model_name!r}: are they of this network, then this '
-                'timm cannot read them without their classifier or resample '
-                f'them to another img_size: {newer_timm()}.') from None
+            older = (' If they are right, this timm cannot read them without '
+                     f'a classifier or for another img_size: {newer_timm()}.')
+            if not from_file:
+                raise ValueError(
+                    f'pretrained=True: {sizes} tensors of the weights of '
+                    f'{spec.model_name!r} have another shape.{older}'
+                ) from None
         if not from_file:
             if not spec.timm_kwargs:
                 raise
@@ -216,7 +219,8 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
         raise ValueError(
             f'checkpoint_path {spec.checkpoint_path!r} does not fit '
             f'{spec.model_name!r}: {detail}; give the weights of this '
-            'network, or the model_name that they belong to.') from None
+            f'network, or the model_name that they belong to.{older}'
+        ) from None
 
 
 def _create_for_size(kwargs: dict[str, Any],
