@@ -28,10 +28,14 @@ from gap_plugin.probing import (
     probe,
     probe_model,
 )
-from gap_plugin.probing.batches import FeatureBatches, feature_loader
+from gap_plugin.probing.batches import (
+    FeatureBatches,
+    feature_loader,
+    takes_whole,
+)
 from gap_plugin.probing.candidates import Candidates
 from gap_plugin.probing.evaluation import BatchEvaluator, build_evaluator
-from gap_plugin.probing.training import _takes_whole, stretched
+from gap_plugin.probing.schedule import stretched
 
 FROZEN = {'model.backbone.frozen_stages': 'all',
           'train_dataloader.batch_size': 64}
@@ -183,7 +187,7 @@ def test_any_head_is_trained_on_the_labels_of_its_rows(tmp_path, kind):
         labels = np.eye(3, dtype=np.float32)[labels]
     store = fake_store(tmp_path / 'train', labels)
     short = probe_model(model)
-    assert _takes_whole(short, store) is whole
+    assert takes_whole(short, store) is whole
     rows = np.array([3, 1, 20, 7])
     losses = []
     for together in ([True, False] if whole else [False]):

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from . import console
 from .building import DATALOADERS, build_runner, load_config
 from .command import command
+from .console_hook import ConsoleHook
 from .flags import config_flag, parser, run_flags
 
 
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     apply_flags(cfg, args)
     runner = build_runner(cfg, args)
     show_header(runner, cfg)
-    shown = console.ConsoleHook()
+    shown = ConsoleHook()
     runner.register_hook(shown)
     runner.train()
     known = runner.message_hub.runtime_info
