@@ -17,6 +17,18 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from networks import lacks
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what an older timm lacks, by name."""
+    for item in items:
+        parameters = getattr(item, 'callspec', None)
+        reason = lacks(getattr(item, 'originalname', item.name),
+                       parameters.params if parameters else {})
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
 
 @pytest.fixture(autouse=True)
 def _clean_state():

@@ -6,7 +6,7 @@ import torch
 from timm.models import get_pretrained_cfg, list_modules
 
 from gap_plugin import TimmFeatureBackbone
-from networks import SMALLEST, UNPADDED
+from networks import LOOK_AT, SMALLEST, UNPADDED
 
 pytestmark = pytest.mark.sweep
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.sweep
 @pytest.mark.parametrize('name', timm.list_models())
 def test_gives_one_map_of_the_published_width_and_stride(name):
     size = get_pretrained_cfg(name).input_size
-    with torch.device('meta'):
+    with torch.device(LOOK_AT):
         backbone = TimmFeatureBackbone(name)
         x = torch.zeros(1, *size)
     with torch.no_grad():

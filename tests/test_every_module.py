@@ -8,7 +8,15 @@ import timm
 import torch
 
 from gap_plugin import GAPNeck, TimmFeatureBackbone
-from networks import SMALLEST, TINY, UNPADDED, image_size, images, raw
+from networks import (
+    LOOK_AT,
+    SMALLEST,
+    TINY,
+    UNPADDED,
+    image_size,
+    images,
+    raw,
+)
 
 pytestmark = pytest.mark.sweep
 every_module = pytest.mark.parametrize('name', SMALLEST.values())
@@ -62,7 +70,7 @@ def test_levels_are_maps_of_the_published_width_and_stride(name):
 
 @every_module
 def test_depths_grow_from_the_stem_and_leave_the_head_deepest(name):
-    with torch.device('meta'):
+    with torch.device(LOOK_AT):
         backbone = TimmFeatureBackbone(name)
     names = [f'backbone.{n}' for n, _ in backbone.named_parameters()]
     depths = [backbone.get_layer_depth(n, 'backbone.') for n in names]
@@ -113,7 +121,7 @@ def test_pre_logits_equal_timms_head_without_classifier(name):
 
 @every_module
 def test_pre_logits_are_vectors_of_the_published_width(name):
-    with torch.device('meta'):
+    with torch.device(LOOK_AT):
         backbone = TimmFeatureBackbone(name, out_feature='pre_logits').eval()
         (vectors, ) = backbone(torch.zeros(1, 3, *image_size(name)))
     assert vectors.shape == (1, *backbone.out_channels)

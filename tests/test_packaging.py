@@ -117,7 +117,7 @@ def test_sdist_holds_the_rest_too(sdist):
 
 
 def test_tests_of_the_sdist_run(sdist):
-    text = run('-m', 'pytest', '-n', '0', '-q', 'tests/test_datasets.py',
+    text = run('-m', 'pytest', '-n', '0', 'tests/test_datasets.py',
                cwd=sdist, path=sdist)
     assert ' passed' in text and 'skipped' not in text
 

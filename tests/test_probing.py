@@ -27,10 +27,14 @@ from gap_plugin.probing import (
     probe,
     probe_model,
 )
-from gap_plugin.probing.batches import FeatureBatches, feature_loader
+from gap_plugin.probing.batches import (
+    FeatureBatches,
+    feature_loader,
+    takes_whole,
+)
 from gap_plugin.probing.candidates import Candidates
 from gap_plugin.probing.evaluation import BatchEvaluator, build_evaluator
-from gap_plugin.probing.training import _takes_whole, stretched
+from gap_plugin.probing.schedule import stretched
 from runs import digits
 
 FROZEN = {'model.backbone.frozen_stages': 'all',
@@ -130,7 +134,7 @@ def test_the_tool_tells_all_results_in_one_table(tmp_path):
 def test_a_backbone_that_is_trained_is_refused_and_explained(tmp_path):
     model, _ = digits()
     with pytest.raises(ValueError, match=r'not frozen \(\d+ parameters are '
-                       r"trained, 0 norms .*frozen_stages='all'.*--freeze"):
+                       r"trained, 0 norms .*frozen_stages='all'.*freeze=True"):
         check_frozen(model)
     assert model.training
     check_frozen(digits(FROZEN)[0])
@@ -183,7 +187,7 @@ def test_any_head_is_trained_on_the_labels_of_its_rows(tmp_path, kind):
         labels = np.eye(3, dtype=np.float32)[labels]
     store = fake_store(tmp_path / 'train', labels)
     short = probe_model(model)
-    assert _takes_whole(short, store) is whole
+    assert takes_whole(short, store) is whole
     rows = np.array([3, 1, 20, 7])
     losses = []
     for together in ([True, False] if whole else [False]):

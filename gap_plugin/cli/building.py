@@ -76,7 +76,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    cores = os.cpu_count() or 1
+    cores, many = os.cpu_count() or 1, []
     for name in DATALOADERS:
         loader = cfg.get(name)
         if loader is None:
@@ -87,9 +87,10 @@ def load_config(args: argparse.Namespace) -> Config:
             loader.pin_memory = False
         if loader.get('num_workers', 0) > cores:
             loader.num_workers = cores
-            console.warn(f'{cores} workers load images, as many as there are '
-                         'cores; --cfg-options '
-                         f'{name}.num_workers=N starts more.')
+            many.append(f'{name}.num_workers')
+    if many:
+        console.warn(f'{cores} workers load images, one a core; the config '
+                     f'asks for more: --cfg-options {many[0]}=N starts them.')
     return cfg
 
 

@@ -73,9 +73,11 @@ def one_line(error: BaseException, parser: argparse.ArgumentParser) -> str:
     """An error in one line, with flags where it names arguments."""
     text = first_line(error)
     if isinstance(error, KeyError) and error.args:
-        text = str(error.args[0]).strip().splitlines()[0]
+        text = str(error.args[0]).strip().splitlines()[0].split('. ')[0]
     # MMEngine wraps what a part raises in the place where it stands
     text = re.sub(r'^class `(\w+)` in \S+: ', r'\1: ', text)
+    text = re.sub(r"(\w+)\.__init__\(\) got an unexpected keyword argument "
+                  r"('\w+')", r'\1 has no argument \2', text)
     if not isinstance(error, _PLAIN) and type(error).__name__ not in text:
         text = f'{text} ({type(error).__name__})'
     for action in parser._actions:

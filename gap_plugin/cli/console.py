@@ -4,22 +4,18 @@ import io
 import logging
 import re
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from rich.console import Console
 from torch import nn
-
-from ..progress import bar
 
 
 class _Muted(io.TextIOBase):
@@ -36,7 +32,8 @@ class _Muted(io.TextIOBase):
 _IDLE = re.compile(
     r'Fail to import|.?FileClient|.?HardDiskBackend|Palette images|'
     r'Corrupt EXIF|Importing from timm|.*deprecated|.*will be removed|'
-    r'Overwriting .* in registry|Unable to import dependency')
+    r'Overwriting .* in registry|Unable to import dependency|'
+    r'.* instance named of .* has been created')
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 _warned: set[str] = set()
@@ -89,13 +86,6 @@ def warn(text: str) -> None:
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
     warn(str(message))
-
-
-class _Warnings(logging.Handler):
-    """Says what is logged as a warning."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
 
 
 def log_error() -> Path | None:
@@ -166,21 +156,28 @@ def number(value: Any) -> str:
     return f'{value:.2f}' if abs(value) >= 1 or value == 0 else f'{value:.4g}'
 
 
-def describe_model(model: nn.Module, cfg: Any) -> dict[str, str]:
-    """Header lines of a model and its device."""
+def describe_model(model: nn.Module, cfg: Any,
+                   trained: bool = False) -> dict[str, str]:
+    """Header lines of a model and its device.
+
+    Args:
+        model: Built.
+        cfg: What from.
+        trained: Whether the parameters that are trained are counted.
+    """
     backbone = cfg.model.get('backbone') or {}
     if not backbone and 'module' in cfg.model:  # test-time augmentation
         backbone = cfg.model.module.get('backbone') or {}
     name = backbone.get('model_name') or backbone.get('type') or (
         cfg.model.type)
     parameters = list(model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
     count = sum(p.numel() for p in parameters)
+    text = f'{name}, {count / 1e6:.2f} M parameters'
+    if trained:
+        count = sum(p.numel() for p in parameters if p.requires_grad)
+        text += f', {count / 1e6:.2f} M of them trained'
     device = parameters[0].device if parameters else 'cpu'
-    return dict(
-        network=f'{name}, {count / 1e6:.2f} M parameters, '
-        f'{trained / 1e6:.2f} M of them trained',
-        device=str(device))
+    return dict(network=text, device=str(device))
 
 
 def describe_data(dataset: Any, batch: int | None = None) -> str:
@@ -192,103 +189,3 @@ def describe_data(dataset: Any, batch: int | None = None) -> str:
     if batch:
         parts.append(f'batches of {batch}')
     return ', '.join(parts)
-
-
-class ConsoleHook(Hook):
-    """A bar for each epoch and a line at its end.
-
-    Args:
-        lines: Whether epochs have lines.
-    """
-
-    priority = 'VERY_LOW'
-
-    def __init__(self, lines: bool = True) -> None:
-        self.lines = lines
-        self.metrics: dict[str, Any] = {}
-        self._bars = ExitStack()
-        self._advance: Any = None
-        self._pending: str | None = None
-        self._start = 0.
-
-    def before_run(self, runner: Runner) -> None:
-        """Say what MMEngine logs as a warning."""
-        if not any(isinstance(h, _Warnings) for h in runner.logger.handlers):
-            runner.logger.addHandler(_Warnings(logging.WARNING))
-
-    def _open(self, loader: Any, what: str) -> None:
-        self._bars.close()
-        self._advance = self._bars.enter_context(
-            bar(len(loader), what, 'batches', is_main_process()))
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Open the bar of an epoch."""
-        self._tell()
-        self._start = time.perf_counter()
-        self._open(runner.train_dataloader,
-                   f'epoch {runner.epoch + 1}/{runner.max_epochs}')
-
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Open the bar of a validation."""
-        self._note(runner)
-        self._open(runner.val_dataloader, 'validation')
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Open the bar of a test."""
-        self._open(runner.test_dataloader, 'test')
-
-    def _step(self, *args: Any, **kwargs: Any) -> None:
-        if self._advance is not None:
-            self._advance(1)
-
-    after_train_iter = after_val_iter = after_test_iter = _step
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Note an epoch, which may be validated next."""
-        self._note(runner, 1)
-
-    def _note(self, runner: Runner, ahead: int = 0) -> None:
-        """Keep what there is to say of the training up to now."""
-        self._bars.close()
-        self._advance = None
-        if self._pending or not hasattr(runner.train_loop, 'max_iters'):
-            return
-        scalars = runner.message_hub.log_scalars
-        parts = [f'epoch {runner.epoch + ahead}/{runner.max_epochs}'
-                 if runner.max_epochs and runner.max_epochs > 0 else
-                 f'iteration {runner.iter}/{runner.max_iters}']
-        for key in ('train/loss', 'train/lr'):
-            if key in scalars:
-                value = (scalars[key].mean(len(runner.train_dataloader))
-                         if key == 'train/loss' else scalars[key].current())
-                parts.append(f'{key.removeprefix("train/")} {value:.4g}')
-        parts.append(f'{time.perf_counter() - self._start:.1f} s')
-        self._pending = '  '.join(parts)
-
-    def _tell(self, metrics: dict[str, Any] | None = None) -> None:
-        if self._pending and self.lines:
-            told = ''.join(f'  {key} {number(value)}'
-                           for key, value in (metrics or {}).items())
-            say(f'{self._pending}{told}')
-        self._pending = None
-
-    def after_val_epoch(self, runner: Runner,
-                        metrics: dict[str, Any] | None = None) -> None:
-        """Print the line of an epoch."""
-        self._bars.close()
-        self._advance = None
-        self.metrics = dict(metrics or {})
-        self._tell(self.metrics)
-
-    def after_test_epoch(self, runner: Runner,
-                         metrics: dict[str, Any] | None = None) -> None:
-        """Keep the metrics of a test."""
-        self.metrics = dict(metrics or {})
-
-    def after_train(self, runner: Runner) -> None:
-        """Print what is left."""
-        self._tell()
-
-    def after_run(self, runner: Runner) -> None:
-        """Take the bar away."""
-        self._bars.close()

@@ -2,13 +2,22 @@
 
 import argparse
 import inspect
+from typing import NoReturn
 
 from mmengine.config import DictAction
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """As ``ArgumentParser``, without all flags ahead of it."""
+        self.exit(2, f'{self.prog}: error: {message}; see --help.\n')
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose help keeps the lines of a docstring."""
-    return argparse.ArgumentParser(
+    return _Parser(
         description=inspect.cleandoc(description),
         formatter_class=argparse.RawDescriptionHelpFormatter)
 

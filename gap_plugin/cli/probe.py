@@ -32,6 +32,7 @@ from ..version import __version__
 from . import console
 from .building import build_model, extract_splits, load_config
 from .command import command
+from .console_hook import ConsoleHook
 from .flags import parser, setting_flags, store_flags
 
 COLUMNS = ('method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
         [stores[f'view_{i}'] for i in range(args.views)] or stores['train'],
         stores.get('val'), epochs=args.epochs, work_dir=work_dir / 'probe',
         metainfo=metainfo, settings=settings, test=stores.get('test'),
-        resume=args.resume, hooks=[console.ConsoleHook(lines=False)])
+        resume=args.resume, hooks=[ConsoleHook(lines=False)])
     path = work_dir / 'linear_probe.pth'
     save_whole(model, path, dict(
         dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=args.epochs,

@@ -11,6 +11,7 @@ from mmengine.evaluator import DumpResults
 from . import console
 from .building import build_runner, load_config
 from .command import command
+from .console_hook import ConsoleHook
 from .flags import config_flag, parser, run_flags
 
 
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))
-    runner.register_hook(console.ConsoleHook())
+    runner.register_hook(ConsoleHook())
     metrics = runner.test()
     if args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from . import console
 from .building import DATALOADERS, build_runner, load_config
 from .command import command
+from .console_hook import ConsoleHook
 from .flags import config_flag, parser, run_flags
 
 
@@ -77,7 +78,7 @@ def show_header(runner: Runner, cfg: Config) -> None:
             f'{len(loader.dataset)} training images give no batch of '
             f'{loader.batch_size or cfg.train_dataloader.batch_size} with '
             'drop_last: set a smaller train_dataloader.batch_size.')
-    rows = console.describe_model(runner.model, cfg)
+    rows = console.describe_model(runner.model, cfg, trained=True)
     rows['train'] = console.describe_data(loader.dataset,
                                           cfg.train_dataloader.batch_size)
     if cfg.get('val_dataloader') is not None:
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     apply_flags(cfg, args)
     runner = build_runner(cfg, args)
     show_header(runner, cfg)
-    shown = console.ConsoleHook()
+    shown = ConsoleHook()
     runner.register_hook(shown)
     runner.train()
     known = runner.message_hub.runtime_info

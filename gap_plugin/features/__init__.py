@@ -7,7 +7,8 @@ makes features), :mod:`.images` (of what), :mod:`.extraction` (the pass).
 from .extraction import extract
 from .fixed_part import FixedPart
 from .images import SPLITS
-from .store import FeatureStore, StoreWriter, remove
+from .store import FeatureStore, remove
+from .store_writer import StoreWriter
 
 __all__ = [
     'SPLITS', 'FeatureStore', 'FixedPart', 'StoreWriter', 'extract', 'remove'

@@ -26,7 +26,8 @@ from .images import (
     loader_config,
     readable,
 )
-from .store import FeatureStore, StoreWriter, remove
+from .store import FeatureStore, remove
+from .store_writer import StoreWriter
 
 
 def extract(model: nn.Module, cfg: Config, split: str,

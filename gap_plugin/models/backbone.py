@@ -1,6 +1,5 @@
 """Any timm network as an MMPretrain backbone."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,28 +7,21 @@ import torch
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from timm.utils.model import reparameterize_model
-from torch import nn
 
-from ..messages import first_line
 from ..timm_network import (
     INPUT_ERRORS,
     DataSource,
-    FeaturePath,
-    KeyReport,
     NetworkSpec,
     check_size,
-    create_bare,
-    create_network,
     freeze,
+    image_size,
     last_built,
     layer_depths,
-    near_sizes,
     pair,
-    prepare,
+    prepared,
     read_features,
     refuses,
     remember,
-    takes_size,
     tune_part,
 )
 from .norm_repair import NormConversions, fuses_rightly
@@ -125,14 +117,14 @@ class TimmFeatureBackbone(BaseModule):
             img_size = pair(img_size)
         spec = NetworkSpec(model_name, pretrained, checkpoint_path,
                            in_channels, img_size, timm_kwargs or {})
-        model, report, self._path = _prepared(spec, out_feature, out_indices)
+        model, report, self._path = prepared(spec, out_feature, out_indices)
         self.model_name = model_name
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.tune = tune
         self.norm_eval = norm_eval
         self.pretrained_cfg = model.pretrained_cfg
-        self.image_size = _image_size(spec, model)
+        self.image_size = image_size(spec, model)
         self.data_source = DataSource(model_name, model.pretrained_cfg,
                                       img_size, in_channels)
         remember(self.data_source)
@@ -314,31 +306,3 @@ class TimmFeatureBackbone(BaseModule):
         keys = tuple(f'{prefix}{k}' for k in self._unused_keys)
         for key in [k for k in state_dict if keys and k.startswith(keys)]:
             del state_dict[key]
-
-
-def _prepared(
-    spec: NetworkSpec, out_feature: str,
-    out_indices: tuple[int, ...] | None
-) -> tuple[nn.Module, KeyReport | None, FeaturePath]:
-    """Build a network and find its map; a size that it refuses is named."""
-    try:
-        model, report = create_network(spec)
-        size = (spec.in_channels, *_image_size(spec, model))
-        return model, report, prepare(model, out_feature, out_indices, size,
-                                      spec.key)
-    except INPUT_ERRORS as error:
-        if spec.img_size is None or takes_size(spec):
-            raise
-        plain = create_bare(replace(spec, img_size=None))
-        own = _image_size(replace(spec, img_size=None), plain)
-        near = ', '.join(map(str, near_sizes(spec, own))) or own
-        height, width = spec.img_size
-        raise ValueError(
-            f'img_size: {spec.model_name!r} cannot take images of {height} '
-            f'x {width}; sizes near it that it takes: {near} '
-            f'({first_line(error)[:120]}).') from None
-
-
-def _image_size(spec: NetworkSpec, model: nn.Module) -> tuple[int, int]:
-    """Height and width of an image that the network takes."""
-    return spec.img_size or tuple(model.pretrained_cfg['input_size'][1:])

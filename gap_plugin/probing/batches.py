@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmpretrain.structures import DataSample
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..features.store import FeatureStore
@@ -103,3 +104,40 @@ def feature_loader(stores: Sequence[FeatureStore], metainfo: dict,
 
 def _as_it_is(batch: dict) -> dict:
     return batch
+
+
+def takes_whole(model: nn.Module, store: FeatureStore) -> bool:
+    """Whether the head's loss is the same for a batch's labels as a whole.
+
+    Asked of the head itself, on a few rows: its loss may look at samples.
+    """
+    if store.labels.ndim > 1:  # scores of each image
+        return False
+    rows = np.arange(min(len(store), 4))
+    model.eval()
+
+    def losses(whole: bool) -> dict:
+        few = FeatureBatches([_Few(store, rows)], {}, whole)[rows]
+        with torch.no_grad():
+            return model(**model.data_preprocessor(few), mode='loss')
+
+    each = losses(False)
+    try:
+        whole = losses(True)
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        model.train()
+    return whole.keys() == each.keys() and all(
+        torch.equal(torch.as_tensor(value), torch.as_tensor(each[key]))
+        for key, value in whole.items())
+
+
+class _Few:
+    """The first rows of a store."""
+
+    def __init__(self, store: FeatureStore, rows: np.ndarray) -> None:
+        self.features, self.labels = store.features[rows], store.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.labels)

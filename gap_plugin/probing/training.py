@@ -22,10 +22,11 @@ from ..features.fixed_part import weights_of
 from ..features.images import check_split
 from ..features.store import FeatureStore, differing
 from ..files import written_whole
-from .batches import FeatureBatches, feature_loader
+from .batches import feature_loader, takes_whole
 from .candidates import Candidates, PerCandidateEvaluator
 from .evaluation import BatchEvaluator, build_evaluator
 from .keep_best import KeepBest
+from .schedule import stretched
 from .stored_model import probe_model
 
 
@@ -98,7 +99,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     short = probe_model(model, views[0].description['in_tuple'])
     loader = cfg.train_dataloader
     train_loader = feature_loader(
-        views, metainfo, _takes_whole(short, views[0]), loader.batch_size,
+        views, metainfo, takes_whole(short, views[0]), loader.batch_size,
         shuffle=True, drop_last=loader.get('drop_last', False),
         seed=(cfg.get('randomness') or {}).get('seed') or 0)
     if not len(train_loader):
@@ -272,70 +273,6 @@ def _table(hub: MessageHub, keep: KeepBest, settings: dict[str, dict],
         rows.append(dict(**setting, metric=keep.metric, value=float(best),
                          epoch=epoch, kept=name == kept))
     return rows
-
-
-def _takes_whole(model: nn.Module, store: FeatureStore) -> bool:
-    """Whether the head's loss is the same for a batch's labels as a whole.
-
-    Asked of the head itself, on a few rows: its loss may look at samples.
-    """
-    if store.labels.ndim > 1:  # scores of each image
-        return False
-    rows = np.arange(min(len(store), 4))
-    model.eval()
-
-    def losses(whole: bool) -> dict:
-        few = FeatureBatches([_Few(store, rows)], {}, whole)[rows]
-        with torch.no_grad():
-            return model(**model.data_preprocessor(few), mode='loss')
-
-    each = losses(False)
-    try:
-        whole = losses(True)
-    except (IndexError, RuntimeError, TypeError, ValueError):
-        return False
-    finally:
-        model.train()
-    return whole.keys() == each.keys() and all(
-        torch.equal(torch.as_tensor(value), torch.as_tensor(each[key]))
-        for key, value in whole.items())
-
-
-class _Few:
-    """The first rows of a store."""
-
-    def __init__(self, store: FeatureStore, rows: np.ndarray) -> None:
-        self.features, self.labels = store.features[rows], store.labels[rows]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-#: Fields of schedulers that count epochs or iterations.
-_COUNTS = ('begin', 'end', 'T_max', 'milestones', 'total_steps', 'step_size',
-           'periods')
-_DIVISORS = ('T_max', 'total_steps', 'step_size')
-
-
-def stretched(cfg: Config, epochs: int, batches: int) -> list[dict] | None:
-    """The config's schedule, stretched or shrunk to a number of epochs."""
-    schedule = copy.deepcopy(cfg.get('param_scheduler'))
-    if schedule is None:
-        return None
-    loop = cfg.train_cfg
-    own = loop.get('max_epochs') or loop.max_iters / batches
-    schedule = schedule if isinstance(schedule, list) else [schedule]
-    for one in schedule:
-        for key in _COUNTS:
-            value = one.get(key)
-            if isinstance(value, (list, tuple)):
-                one[key] = [round(v * epochs / own) for v in value]
-            elif isinstance(value, (int, float)):
-                one[key] = round(value * epochs / own)
-                if key in _DIVISORS:
-                    one[key] = max(one[key], 1)
-    return [one for one in schedule
-            if one.get('end') is None or one['end'] > one.get('begin', 0)]
 
 
 def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:

@@ -1,9 +1,10 @@
 """timm networks as feature extractors: pure torch and timm, no OpenMMLab.
 
 Reading order: :mod:`.weights` (files), :mod:`.create` (the network with its
-weights), :mod:`.image_settings` (its images), :mod:`.trace` (what a run of it
-shows), :mod:`.sizes` (which images it takes), :mod:`.feature_map` (where its
-last map is), :mod:`.depth` (which parameter lies how deep).
+weights; :mod:`.hub`: whether they can be had), :mod:`.image_settings` (its
+images), :mod:`.trace` (what a run of it shows), :mod:`.feature_map` (where
+its last map is), :mod:`.sizes` (which images it takes), :mod:`.depth` (which
+parameter lies how deep).
 """
 
 from .create import (
@@ -24,7 +25,7 @@ from .image_settings import (
     pair,
     remember,
 )
-from .sizes import near_sizes, takes_size
+from .sizes import image_size, prepared
 from .trace import INPUT_ERRORS, run_for_shapes
 from .weights import KeyReport
 
@@ -32,7 +33,7 @@ __all__ = [
     'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
     'NetworkSpec', 'check_name', 'check_size', 'create_bare',
     'create_network', 'data_source', 'freeze', 'is_registered',
-    'last_built', 'layer_depths', 'near_sizes', 'pair', 'prepare',
-    'run_for_shapes',
-    'read_features', 'refuses', 'remember', 'takes_size', 'tune_part'
+    'image_size', 'last_built', 'layer_depths', 'pair', 'prepare',
+    'prepared', 'read_features', 'refuses', 'remember', 'run_for_shapes',
+    'tune_part'
 ]

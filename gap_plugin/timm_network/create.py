@@ -6,9 +6,6 @@ adaptation and position embedding resampling apply to them too.
 """
 
 import difflib
-import threading
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +21,7 @@ from timm.models import (
 
 from ..messages import first_line
 from ..requirements import TIMM_COMPLETE
+from .hub import is_registered, reachable_weights
 from .weights import KeyReport, key_report, read_checkpoint
 
 #: timm's name of an argument -> ours, which must be used instead
@@ -43,10 +41,6 @@ _RESERVED = {
     'init_cfg': 'init_cfg',
     'img_size': 'img_size',
 }
-
-#: Seconds to wait for an answer of the weights hub. Its client would retry
-#: for most of a minute.
-_HUB_TIMEOUT = 5
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,7 @@ def create_network(
         else:
             overlay.update(state_dict=tensors, custom_load=False)
     elif spec.pretrained or not is_registered(spec.model_name):
-        overlay = _reachable_weights(spec.model_name)
+        overlay = reachable_weights(spec.model_name)
     with key_report() as report:
         model = _create(spec, overlay)
     if overlay:  # publish what timm says of the network, not of the file
@@ -198,12 +192,15 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
     except (AssertionError, AttributeError, KeyError, RuntimeError,
             ValueError) as error:
         sizes = str(error).count('size mismatch for')
+        older = ''
         if sizes and Version(timm.__version__) < Version(TIMM_COMPLETE):
-            raise ValueError(
-                f'{sizes} tensors of the weights have another shape than '
-                f'{spec.model_name!r}: are they of this network, then this '
-                'timm cannot read them without their classifier or resample '
-                f'them to another img_size: {newer_timm()}.') from None
+            older = (' If they are right, this timm cannot read them without '
+                     f'a classifier or for another img_size: {newer_timm()}.')
+            if not from_file:
+                raise ValueError(
+                    f'pretrained=True: {sizes} tensors of the weights of '
+                    f'{spec.model_name!r} have another shape.{older}'
+                ) from None
         if not from_file:
             if not spec.timm_kwargs:
                 raise
@@ -216,7 +213,8 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
         raise ValueError(
             f'checkpoint_path {spec.checkpoint_path!r} does not fit '
             f'{spec.model_name!r}: {detail}; give the weights of this '
-            'network, or the model_name that they belong to.') from None
+            f'network, or the model_name that they belong to.{older}'
+        ) from None
 
 
 def _create_for_size(kwargs: dict[str, Any],
@@ -237,11 +235,6 @@ def _create_for_size(kwargs: dict[str, Any],
     if hasattr(model, 'set_input_size'):
         model.set_input_size(size)
     return model  # all else are convolutions: they take what comes
-
-
-def is_registered(name: str) -> bool:
-    """Whether a name is one of timm's own, not a folder or repository."""
-    return parse_model_name(name)[0] is None
 
 
 def check_name(name: str) -> None:
@@ -273,65 +266,3 @@ def check_name(name: str) -> None:
             raise ValueError(
                 f'model_name {name!r}: {base!r} has no weights {tag!r}; '
                 f'timm has {", ".join(tags) or "none"}.')
-
-
-def _reachable_weights(name: str) -> dict[str, Any]:
-    """Fail fast when timm's weights are neither cached nor to be had.
-
-    Returns:
-        The overlay that makes timm read the cached file when the hub does
-        not answer; empty when it does.
-    """
-    if not is_registered(name):
-        source, repo = parse_model_name(name)
-        filename = None
-        if source == 'local-dir':
-            return {}
-    else:
-        cfg = get_pretrained_cfg(name)
-        if cfg is None:  # a former name, which timm resolves
-            return {}
-        if not cfg.has_weights:
-            raise ValueError(
-                f'pretrained=True: timm has no weights for {name!r}; use '
-                'pretrained=False, or checkpoint_path with weights of your '
-                'own.')
-        repo, filename = cfg.hf_hub_id, cfg.hf_hub_filename
-        if not repo:  # a plain address, which timm loads
-            return {}
-    from huggingface_hub import constants, try_to_load_from_cache
-    if not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT):
-        return {}
-    repo, _, revision = repo.partition('@')
-    for file in ([filename] if filename else
-                 ['model.safetensors', 'pytorch_model.bin']):
-        cached = try_to_load_from_cache(
-            repo, file, revision=revision or None)
-        if isinstance(cached, str):
-            return dict(file=cached) if filename is None else {}
-    raise ConnectionError(
-        f'pretrained=True: the weights of {name!r} are not in the local '
-        'cache and the hub does not answer; fetch them once on a machine '
-        'with a network and copy its Hugging Face cache (HF_HOME), or save '
-        'them to a file and use checkpoint_path=FILE.')
-
-
-def _answers(endpoint: str) -> bool:
-    """Whether a host answers at all, within seconds, proxies respected."""
-    answers = []
-
-    def ask() -> None:
-        request = urllib.request.Request(endpoint, method='HEAD')
-        try:
-            urllib.request.urlopen(request, timeout=_HUB_TIMEOUT).close()
-        except urllib.error.HTTPError:
-            pass  # it answers, if not with a page
-        except OSError:
-            return
-        answers.append(True)
-
-    # a thread, for looking up a name knows no time limit of its own
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_HUB_TIMEOUT)
-    return bool(answers)

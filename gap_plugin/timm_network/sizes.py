@@ -3,9 +3,13 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
-from .create import NetworkSpec, create_network
+from ..messages import first_line
+from .create import NetworkSpec, create_bare, create_network
+from .feature_map import FeaturePath, prepare
 from .trace import INPUT_ERRORS, Trace
+from .weights import KeyReport
 
 
 def takes_size(spec: NetworkSpec) -> bool:
@@ -48,3 +52,31 @@ def near_sizes(spec: NetworkSpec, own: tuple[int, int]) -> list[int]:
         if len(found) == 4:
             break
     return sorted(found)
+
+
+def prepared(
+    spec: NetworkSpec, out_feature: str,
+    out_indices: tuple[int, ...] | None
+) -> tuple[nn.Module, KeyReport | None, FeaturePath]:
+    """Build a network and find its map; a size that it refuses is named."""
+    try:
+        model, report = create_network(spec)
+        size = (spec.in_channels, *image_size(spec, model))
+        return model, report, prepare(model, out_feature, out_indices, size,
+                                      spec.key)
+    except INPUT_ERRORS as error:
+        if spec.img_size is None or takes_size(spec):
+            raise
+        plain = create_bare(replace(spec, img_size=None))
+        own = image_size(replace(spec, img_size=None), plain)
+        near = ', '.join(map(str, near_sizes(spec, own))) or own
+        height, width = spec.img_size
+        raise ValueError(
+            f'img_size: {spec.model_name!r} cannot take images of {height} '
+            f'x {width}; sizes near it that it takes: {near} '
+            f'({first_line(error)[:120]}).') from None
+
+
+def image_size(spec: NetworkSpec, model: nn.Module) -> tuple[int, int]:
+    """Height and width of an image that the network takes."""
+    return spec.img_size or tuple(model.pretrained_cfg['input_size'][1:])

@@ -1,0 +1,186 @@
+"""Writing a store: block by block, whole at the end, or gone on with."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..files import put_in_place, remove_whole
+from .store import (
+    ARRAYS,
+    DESCRIPTION,
+    FeatureStore,
+    differing,
+    digest,
+    read_json,
+    write_json,
+)
+
+
+class StoreWriter:
+    """Writes the rows of a store, block by block, in any order.
+
+    Several processes may write one store: one of them calls
+    :meth:`prepare` and, in the end, :meth:`finish`; each writes its blocks.
+    Rows are written by position in the file, so that memory does not grow
+    with their number, and a full disk is an error and not a signal.
+
+    Args:
+        folder: Where the store is to be. ``<folder>.partial`` is used.
+        rows: Number N of rows.
+        width: Number C of features of a row.
+        dtype: ``'float32'`` or ``'float16'``.
+        block: Rows of a block; the last one may have fewer.
+    """
+
+    def __init__(self, folder: str | Path, rows: int, width: int, dtype: str,
+                 block: int) -> None:
+        self.folder = Path(folder)
+        self.partial = self.folder.with_name(f'{self.folder.name}.partial')
+        self.rows, self.width, self.block = rows, width, block
+        self.dtype = np.dtype(dtype)
+        self.blocks = -(-rows // block)
+        self._offset = 0
+
+    def prepare(self, labels: np.ndarray, sample_ids: Sequence[str],
+                fingerprint: dict[str, Any]) -> None:
+        """Lay the files out, or find those of a run that was cut off.
+
+        Args:
+            labels: ``(N, )`` or ``(N, K)``.
+            sample_ids: N texts.
+            fingerprint: What makes the features; values that JSON has.
+
+        Raises:
+            ValueError: If something else was being written there.
+            OSError: If there is no room on the disk.
+        """
+        plan = self.partial / 'plan.json'
+        if plan.is_file():
+            others = differing(read_json(plan), fingerprint)
+            if others:
+                raise ValueError(
+                    f'{str(self.partial)!r} is half of another store: '
+                    f'{others}; use force=True to drop it, or another '
+                    'folder.')
+            return
+        # killed before its plan was there: it holds no features
+        remove_whole(self.partial)
+        self.partial.mkdir(parents=True)
+        try:
+            np.save(self.partial / 'labels.npy', labels)
+            np.save(self.partial / 'sample_ids.npy',
+                    np.asarray(sample_ids, dtype=np.str_))
+            path = self.partial / 'features.npy'
+            with open(path, 'wb') as file:
+                np.lib.format.write_array_header_1_0(
+                    file, dict(descr=np.lib.format.dtype_to_descr(self.dtype),
+                               fortran_order=False,
+                               shape=(self.rows, self.width)))
+                _reserve(file, self.rows * self.width * self.dtype.itemsize)
+            (self.partial / 'done').write_bytes(bytes(self.blocks))
+            write_json(plan, fingerprint)
+        except OSError as error:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            raise OSError(
+                error.errno, f'cannot lay out {self.rows} x {self.width} '
+                f'features under {str(self.folder.parent)!r}: '
+                f'{error.strerror}; free space or choose another folder'
+            ) from None
+
+    def rows_in(self, index: int) -> int:
+        """Rows of one block."""
+        return min(self.block, self.rows - index * self.block)
+
+    def missing(self) -> np.ndarray:
+        """Indices of the blocks that are not written yet."""
+        done = np.fromfile(self.partial / 'done', np.uint8)
+        return np.flatnonzero(done == 0)
+
+    def write(self, index: int, features: np.ndarray) -> None:
+        """Write one block.
+
+        Args:
+            index: Which one.
+            features: Its rows, ``(block, C)``.
+
+        Raises:
+            ValueError: If they are not that many, or not finite.
+            OSError: If the disk does not take them.
+        """
+        start = index * self.block
+        rows = self.rows_in(index)
+        if features.shape != (rows, self.width):
+            raise ValueError(f'block {index} takes rows of shape '
+                             f'{(rows, self.width)}, got {features.shape}.')
+        features = np.ascontiguousarray(features, self.dtype)
+        if not np.isfinite(features).all():
+            row = start + int(np.argmin(np.isfinite(features).all(1)))
+            raise ValueError(
+                f'features of row {row} are not finite as {self.dtype}: '
+                "check the weights, or use dtype='float32'.")
+        try:
+            with open(self.partial / 'features.npy', 'r+b') as file:
+                if not self._offset:
+                    np.lib.format.read_magic(file)
+                    np.lib.format.read_array_header_1_0(file)
+                    self._offset = file.tell()
+                file.seek(self._offset
+                          + start * self.width * self.dtype.itemsize)
+                file.write(features)
+                file.flush()
+                os.fsync(file.fileno())  # ahead of the flag
+            with open(self.partial / 'done', 'r+b') as file:
+                file.seek(index)
+                file.write(b'\1')
+        except OSError as error:
+            raise OSError(
+                error.errno, f'cannot write to {str(self.partial)!r}: '
+                f'{error.strerror}; mend the disk and run again, what '
+                'is written is kept') from None
+
+    def finish(self, fingerprint: dict[str, Any],
+               **facts: Any) -> FeatureStore:
+        """Describe the files and put the store in its place.
+
+        Args:
+            fingerprint: As given to :meth:`prepare`.
+            **facts: What else is to stand in the description.
+
+        Raises:
+            ValueError: If blocks are missing.
+        """
+        missing = self.missing()
+        if len(missing):
+            raise ValueError(f'{len(missing)} of {self.blocks} blocks of '
+                             f'{str(self.partial)!r} are missing, block '
+                             f'{missing[0]} first; run the extraction again.')
+        files = {}
+        for name in ARRAYS:
+            path = self.partial / name
+            found = path.stat()
+            files[name] = dict(bytes=found.st_size, blake2b=digest(path),
+                               mtime_ns=found.st_mtime_ns)
+        write_json(self.partial / DESCRIPTION, dict(
+            fingerprint=fingerprint, rows=self.rows, width=self.width,
+            files=files, **facts))
+        for name in ('done', 'plan.json'):
+            (self.partial / name).unlink()
+        put_in_place(self.partial, self.folder)
+        return FeatureStore(self.folder)
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Let a file be so many bytes longer, and keep room for them.
+
+    Where the system cannot keep it (Windows, macOS), a disk that is full is
+    told when a block is written: rows are written, not stored to a memory
+    map, and so that is an error and no signal.
+    """
+    end = file.tell() + size
+    file.truncate(end)
+    if hasattr(os, 'posix_fallocate'):
+        os.posix_fallocate(file.fileno(), 0, end)
