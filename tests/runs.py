@@ -72,3 +72,35 @@ def digits(options=()):
     model = MODELS.build(cfg.model)
     model.init_weights()
     return model, cfg
+
+
+def predicted(model, loader):
+    """What a model predicts of each sample, without an evaluator."""
+    model.eval()
+    with torch.no_grad():
+        return [sample for batch in loader
+                for sample in model.test_step(batch)]
+
+
+def top1(model, loader):
+    """Accuracy in percent, counted here."""
+    right = [int(sample.pred_score.argmax()) == int(sample.gt_label)
+             for sample in predicted(model, loader)]
+    return 100 * sum(right) / len(right)
+
+
+def mean_precision(model, loader):
+    """Mean of the average precision of each class, in percent.
+
+    A class that no image shows counts as zero.
+    """
+    samples = predicted(model, loader)
+    scores = torch.stack([sample.pred_score for sample in samples])
+    truth = torch.stack([sample.gt_score for sample in samples])
+    found = []
+    for score, right in zip(scores.T, truth.T, strict=True):
+        right = right[score.argsort(descending=True)]
+        ranks = torch.arange(1, len(right) + 1)
+        precision = right.cumsum(0) / ranks
+        found.append((precision * right).sum() / right.sum().clamp(min=1))
+    return 100 * float(sum(found)) / len(found)

@@ -14,6 +14,7 @@ from PIL import Image
 from commands import OURS, STOCK, last_line, python, reported, validated
 from folders import write_folder
 from gap_plugin import TimmFeatureBackbone
+from networks import full
 
 
 def facts(*args, **kwargs):
@@ -109,7 +110,7 @@ def weights(tmp_path):
 
 
 @pytest.mark.parametrize('recipe', ['linear', 'finetune'])
-@pytest.mark.parametrize('tools', [OURS, STOCK], ids=['ours', 'stock'])
+@pytest.mark.parametrize('tools', [OURS, full(STOCK)], ids=['ours', 'stock'])
 def test_written_config_trains_at_once(tools, recipe, unsplit, weights,
                                        tmp_path):
     out = tmp_path / 'config.py'

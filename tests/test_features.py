@@ -2,14 +2,12 @@
 
 import errno
 import json
-import multiprocessing
 import os
-import random
 import re
 import resource
 import shutil
+import signal
 import sys
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,6 +19,8 @@ from commands import DIGITS, OURS, call, free_port, last_line, python
 from gap_plugin.datasets.loading import unreadable
 from gap_plugin.features import FeatureStore, StoreWriter, extract, remove
 from gap_plugin.probing import save_whole
+from kills import KILLS, fork, moments
+from networks import full
 from runs import digits
 
 MADE_BY = dict(weights='a', rows=10)
@@ -407,36 +407,22 @@ def test_a_damaged_store_is_made_again_by_force(tmp_path):
     np.testing.assert_array_equal(store.features, whole)
 
 
-def _run(folder, started):
-    torch.set_num_threads(1)
-    model, cfg = digits({'test_dataloader.batch_size': 16})
-    started.set()
-    extract(model, cfg, 'val', folder)
+def _run(folder):
+    return extract(*digits({'test_dataloader.batch_size': 16}), 'val', folder)
 
 
-def test_a_run_killed_at_any_moment_goes_on(tmp_path):
-    context = multiprocessing.get_context('fork')
-    began = time.perf_counter()
-    whole = extract(*digits({'test_dataloader.batch_size': 16}), 'val',
-                    tmp_path / 'whole')
-    seconds = time.perf_counter() - began
-    rng = random.Random(0)
-    unfinished = 0
-    for i in range(20):
-        folder = tmp_path / str(i)
-        started = context.Event()
-        process = context.Process(target=_run, args=(folder, started))
-        process.start()
-        assert started.wait(60)
-        time.sleep(rng.uniform(0, seconds))
-        process.kill()
-        process.join()
-        unfinished += not folder.exists()
-        store = extract(*digits({'test_dataloader.batch_size': 16}), 'val',
-                        folder)
-        np.testing.assert_array_equal(store.features, whole.features)
-        assert not folder.with_name(f'{i}.partial').exists()
-    assert unfinished > 5  # the kills did strike
+@pytest.mark.parametrize('kills', [KILLS, full(20)])
+def test_a_run_killed_at_any_moment_goes_on(tmp_path, kills):
+    whole = tmp_path / 'whole'
+    status, count = fork(lambda: _run(whole), str(whole))
+    assert status == 0 and count > 2 * 22  # a block and its flag
+    for moment in moments(count, kills):
+        folder = tmp_path / str(moment)
+        status, _ = fork(lambda f=folder: _run(f), str(folder), moment)
+        assert status == -signal.SIGKILL and not folder.exists()
+        np.testing.assert_array_equal(_run(folder).features,
+                                      FeatureStore(whole).features)
+        assert not folder.with_name(f'{moment}.partial').exists()
 
 
 EXTRACT = OURS / 'extract_features.py'

@@ -3,9 +3,8 @@
 import copy
 import csv
 import functools
-import random
 import re
-import time
+import signal
 
 import numpy as np
 import pytest
@@ -35,6 +34,8 @@ from gap_plugin.probing.batches import (
 from gap_plugin.probing.candidates import Candidates
 from gap_plugin.probing.evaluation import BatchEvaluator, build_evaluator
 from gap_plugin.probing.schedule import stretched
+from kills import KILLS, fork, moments
+from networks import full
 from runs import digits
 
 FROZEN = {'model.backbone.frozen_stages': 'all',
@@ -229,28 +230,28 @@ def test_the_schedule_is_stretched():
         'CosineAnnealingLR']
 
 
-def test_a_probe_killed_at_any_moment_goes_on_to_the_same_end(tmp_path):
+@pytest.mark.parametrize('kills', [KILLS, full(20)])
+def test_a_probe_killed_at_any_moment_goes_on_to_the_same_end(
+        tmp_path, kills):
     options = {**FROZEN, 'randomness': dict(seed=0)}
-    whole, metrics = run_probe(options, tmp_path / 'whole', epochs=12)
-    model, cfg = digits(options)
-    stores(model, cfg, tmp_path)
-    rng = random.Random(0)
-    context = torch.multiprocessing.get_context('fork')
-    struck = began = 0
-    for i in range(20):
-        folder = tmp_path / 'probe' / str(i)
-        process = context.Process(target=_probe, args=(
-            options, tmp_path, folder))
-        process.start()
-        time.sleep(rng.uniform(0, 1.))
-        process.kill()
-        process.join()
-        struck += process.exitcode != 0
-        began += (folder / 'last.pth').exists() and process.exitcode != 0
+    _, metrics = run_probe(options, tmp_path / 'whole', epochs=12)
+    stores(*digits(options), tmp_path)
+
+    def work(folder, moment=None):
+        return fork(lambda: _probe(options, tmp_path, folder),
+                    rf'{folder}/.*\.pth', moment)
+
+    status, count = work(tmp_path / 'count')
+    assert status == 0 and count > 24  # an epoch writes a checkpoint
+    began = []
+    for moment in moments(count, kills):
+        folder = tmp_path / 'probe' / str(moment)
+        status, _ = work(folder, moment)
+        assert status == -signal.SIGKILL
+        began.append((folder / 'last.pth').exists())
         found = _probe(options, tmp_path, folder)
         assert found == metrics
-    assert struck > 5  # the kills did strike
-    assert began > 2  # and some of them in mid-training
+    assert not began[0] and all(began[1:])  # from mid-training, too
 
 
 def test_another_probe_is_not_gone_on_with(tmp_path):

@@ -42,18 +42,18 @@ def weights(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full
 def test_networks_are_ranked_and_one_that_fails_is_reported(weights,
                                                             tmp_path):
     args = ('--config', DIGITS, '--weights', weights, '--lr', 1e-3, 1e-2)
-    # killed while it is at the second one
+    # killed while it is at the second one, which takes 3 s at least
     process = subprocess.Popen(
-        [sys.executable, '-W', 'ignore', str(TOOL), *flags(
+        [sys.executable, '-W', 'ignore', TOOL, *flags(
             tmp_path, '--models', 'test_resnet', 'test_vit', *args)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
         start_new_session=True)
-    end = time.monotonic() + 200
     while not (tmp_path / 'networks' / 'test_vit').exists():
-        assert process.poll() is None and time.monotonic() < end
+        assert process.poll() is None
         time.sleep(.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
