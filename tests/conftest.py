@@ -44,7 +44,7 @@ def _clean_state():
     DefaultScope._instance_dict.clear()
 
 
-def _checked(main):
+def _checked(name, main):
     """A command that tells what it has left behind."""
 
     @functools.wraps(main)
@@ -54,7 +54,7 @@ def _checked(main):
             return main(*args, **kwargs)
         finally:
             left = changed(before, state())
-            assert not left, f'{main.__module__} leaves behind: {left}'
+            assert not left, f'the command {name} leaves behind: {left}'
 
     return run
 
@@ -65,7 +65,7 @@ def _commands_leave_nothing_behind():
     with pytest.MonkeyPatch.context() as patch:
         for name in MODULES.values():
             module = import_module(f'gap_plugin.cli.{name}')
-            patch.setattr(module, 'main', _checked(module.main))
+            patch.setattr(module, 'main', _checked(name, module.main))
         yield
 
 

@@ -102,6 +102,7 @@ def test_test_time_augmentation_and_pictures(trained):
     assert len(list(shown.rglob('*.png'))) == 4
 
 
+@pytest.mark.full
 def test_two_processes_train_and_test_on_a_cpu(tmp_path):
     text = call('bash', OURS / 'dist_train.sh', DIGITS, 2, '--work-dir',
                 tmp_path, '--verbose', '--cfg-options', *SHORT)

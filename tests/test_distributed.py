@@ -120,6 +120,7 @@ class Killer(Hook):
 """
 
 
+@pytest.mark.full
 def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(
         tmp_path):
     neck = [dict(type='GAPNeck'), dict(type='BNNeck')]

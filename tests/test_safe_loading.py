@@ -22,7 +22,7 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.registry import MODELS
 
 import gap_plugin
-from commands import snippet
+from commands import last_line, python
 from errors import Bomb
 from gap_plugin.engine import safe_loading
 
@@ -231,24 +231,26 @@ def test_classes_of_ones_own_are_allowed_by_name(tmp_path):
     torch.save(dict(state_dict={}, args=argparse.Namespace(lr=0.1)), path)
     with pytest.raises(ValueError, match='Namespace.*allow_classes'):
         CheckpointLoader.load_checkpoint(path, 'cpu')
-    code = f"""
+    code = tmp_path / 'code.py'
+    code.write_text(f"""if True:
         import gap_plugin
         from mmengine.runner import CheckpointLoader
         gap_plugin.allow_classes('argparse.Namespace')
         for _ in range(2):  # MMEngine's context takes bare classes away
             done = CheckpointLoader.load_checkpoint({path!r}, 'cpu')
-        print(done['args'].lr)"""
-    assert snippet(code).stdout.strip().endswith('0.1')
+        print(done['args'].lr)""")
+    assert last_line(python(code)) == '0.1'
 
 
 def test_a_class_is_allowed_by_the_name_that_people_use(tmp_path):
     path = str(tmp_path / 'config.pth')
     torch.save(dict(state_dict={}, cfg=Config(dict(a=1))._cfg_dict), path)
-    code = f"""
+    code = tmp_path / 'code.py'
+    code.write_text(f"""if True:
         import gap_plugin, torch
         gap_plugin.allow_classes('mmengine.ConfigDict')
-        print(torch.load({path!r})['cfg'].a)"""
-    assert snippet(code).stdout.strip().endswith('1')
+        print(torch.load({path!r})['cfg'].a)""")
+    assert last_line(python(code)) == '1'
 
 
 @pytest.mark.parametrize('name', ['Namespace', 'argparse.Nothing',
