@@ -225,7 +225,7 @@ class StoreWriter:
         """Describe the files and put the store in its place.
 
         Args:
-            fingerprint: As given to :meth:`prepare`.
+            fingerprint: What makes the features; values that JSON has.
             **facts: What else is to stand in the description.
 
         Raises:

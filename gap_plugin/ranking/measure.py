@@ -60,7 +60,7 @@ class RankingOptions:
             place of the weights of the hub.
         epochs: Of each probe.
         lr: Learning rates; None for that of the config.
-        weight_decay: Weight decays, likewise.
+        weight_decay: Weight decays; None for that of the config.
         amp: Whether the pass runs under autocast.
         skip_bad: Whether unreadable images are left out.
         timing_batch: Images a batch when images/s are measured.
