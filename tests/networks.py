@@ -1,7 +1,9 @@
 """The networks that the contract suite runs on."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import timm
 import torch
 from packaging.version import Version
@@ -213,6 +215,24 @@ UNPADDED = ('inception_resnet_v2', 'inception_v3', 'inception_v4',
 TINY = ('test_resnet', 'test_efficientnet', 'test_nfnet', 'test_convnext',
         'test_vit', 'test_vit2', 'test_mambaout', 'test_coatnet')
 TINY = tuple(name for name in TINY if name not in ABSENT)
+
+
+#: One of each layout that timm has: NCHW, with and without a final_conv,
+#: NHWC, tokens, several tensors.
+LAYOUTS = ('test_resnet', 'test_nfnet', 'test_mambaout', 'test_vit',
+           'efficientvim_m1')
+
+
+def full(*values: Any) -> Any:
+    """Parameters of a test that is not in the default level."""
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+def sweep(names: Iterable[str], few: Iterable[str] = LAYOUTS) -> list:
+    """Names as parameters: a few, and the rest at the full level."""
+    marks = pytest.mark.full, pytest.mark.sweep
+    return [name if name in few else pytest.param(name, marks=marks)
+            for name in names]
 
 
 def image_size(name: str) -> tuple[int, int]:

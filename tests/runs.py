@@ -1,12 +1,20 @@
-"""Short runs of MMEngine's runner on a few images."""
+"""Models and short runs of MMEngine's runner, on a few images."""
 
 import itertools
 
-import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from PIL import Image
+from mmpretrain.registry import MODELS
+
+from commands import DIGITS
 
 _count = itertools.count()
+
+#: Checkpoints that are whole, one of them the best.
+HOOKS = dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1,
+                             max_keep_ckpts=1, save_best='auto'))
 
 PIPELINE = [dict(type='Resize', scale=(32, 32)), dict(type='PackInputs')]
 
@@ -47,33 +55,52 @@ def runner(work_dir, epochs=1, **changes):
                   experiment_name=f'run_{next(_count)}', **settings)
 
 
-def images(folder, count, start=0):
-    """Noise, as PNG files."""
-    rng = np.random.default_rng(start)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(start, start + count):
-        pixels = rng.integers(0, 200, (40, 40, 3)) + 50 * (start > 0)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{i}.png')
+def digits(options=()):
+    """The model of the first config of the README, and that config."""
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(DIGITS)
+    for key, value in dict(options).items():
+        if '.' in key:
+            cfg.merge_from_dict({key: value})
+        else:
+            cfg[key] = value
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg[name] is not None:
+            cfg[name].setdefault('collate_fn',
+                                 dict(type='default_collate'))
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model, cfg
 
 
-BOX = """<object><name>{name}</name><difficult>0</difficult><bndbox>
-<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"""
+def predicted(model, loader):
+    """What a model predicts of each sample, without an evaluator."""
+    model.eval()
+    with torch.no_grad():
+        return [sample for batch in loader
+                for sample in model.test_step(batch)]
 
 
-def voc(root):
-    """A few images laid out as PASCAL VOC is."""
-    rng = np.random.default_rng(0)
-    for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-        (root / folder).mkdir(parents=True)
-    names = [f'{i:06}' for i in range(8)]
-    for i, name in enumerate(names):
-        pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(root / 'JPEGImages' / f'{name}.jpg')
-        objects = ''.join(BOX.format(name=n) for n in
-                          (['cat', 'dog'], ['dog'], ['person'])[i % 3])
-        (root / 'Annotations' / f'{name}.xml').write_text(
-            f'<annotation>{objects}</annotation>')
-    for split in ('trainval', 'test'):
-        (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text(
-            '\n'.join(names))
-    return root
+def top1(model, loader):
+    """Accuracy in percent, counted here."""
+    right = [int(sample.pred_score.argmax()) == int(sample.gt_label)
+             for sample in predicted(model, loader)]
+    return 100 * sum(right) / len(right)
+
+
+def mean_precision(model, loader):
+    """Mean of the average precision of each class, in percent.
+
+    A class that no image shows counts as zero.
+    """
+    samples = predicted(model, loader)
+    scores = torch.stack([sample.pred_score for sample in samples])
+    truth = torch.stack([sample.gt_score for sample in samples])
+    found = []
+    for score, right in zip(scores.T, truth.T, strict=True):
+        right = right[score.argsort(descending=True)]
+        ranks = torch.arange(1, len(right) + 1)
+        precision = right.cumsum(0) / ranks
+        found.append((precision * right).sum() / right.sum().clamp(min=1))
+    return 100 * float(sum(found)) / len(found)

@@ -6,12 +6,10 @@ import torch
 from timm.models import get_pretrained_cfg, list_modules
 
 from gap_plugin import TimmFeatureBackbone
-from networks import LOOK_AT, SMALLEST, UNPADDED
-
-pytestmark = pytest.mark.sweep
+from networks import LOOK_AT, SMALLEST, UNPADDED, sweep
 
 
-@pytest.mark.parametrize('name', timm.list_models())
+@pytest.mark.parametrize('name', sweep(timm.list_models()))
 def test_gives_one_map_of_the_published_width_and_stride(name):
     size = get_pretrained_cfg(name).input_size
     with torch.device(LOOK_AT):

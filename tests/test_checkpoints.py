@@ -1,10 +1,8 @@
 """Checkpoints: whole after a kill at any moment, and right ones."""
 
 import os
-import re
-import subprocess
-import sys
-import textwrap
+import pickle
+import signal
 import time
 from pathlib import Path
 
@@ -14,13 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from gap_plugin.engine.checkpoint_hook import _Renaming
-from runs import data, model, runner
-
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
-HOOKS = dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1,
-                             max_keep_ckpts=1, save_best='auto'))
+from kills import KILLS, fork, moments
+from networks import full
+from runs import HOOKS, data, model, runner
 
 
 def weights(path):
@@ -57,102 +51,51 @@ def test_files_are_those_of_mmengine(tmp_path):
     assert not list((tmp_path / 'ours').rglob('*.partial'))
 
 
-KILLED = """
-    import os, sys, warnings
-    warnings.simplefilter('ignore')
-    import torch
-    torch.set_num_threads(1)
-    import gap_plugin
-    from runs import data, model, runner
-    from test_checkpoints import HOOKS
-
-    hook, folder, every = sys.argv[1:]
-    hooks = dict(checkpoint=dict(HOOKS['checkpoint'], type=hook))
-
-    def train(work_dir, resume=False):
-        runner(work_dir, 2, default_hooks=dict(
-            hooks, logger=dict(type='LoggerHook', interval=99)),
-            model=model('test_resnet'), resume=resume, log_level='ERROR',
-            train_dataloader=data('train', 8, 8),
-            val_dataloader=data('test', 8, 8)).train()
-
-    def kill_at(moment, work_dir):
-        '''Die ahead of the n-th change of a file of the checkpoints.'''
-        count = 0
-        def watch(event, args):
-            nonlocal count
-            path = str(args[0]) if args else ''
-            if event == 'open' and not set(str(args[1])) & set('wax+'):
-                return
-            if event not in ('open', 'os.rename', 'os.remove'):
-                return
-            if work_dir in path and ('.pth' in path or 'last_' in path):
-                count += 1
-                if count == moment:
-                    if event == 'open':  # and half of it is written
-                        with os.fdopen(os.open(path, 577, 0o666), 'w') as f:
-                            f.write('half')
-                    os._exit(9)
-        sys.addaudithook(watch)
-
-    moment = 1
-    while True:
-        work_dir = f'{folder}/{moment}'
-        pid = os.fork()
-        if not pid:
-            kill_at(moment, work_dir)
-            train(work_dir)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(moment, code, flush=True)
-        if code == 0:
-            break
-        pointer = f'{work_dir}/last_checkpoint'
-        if os.path.exists(pointer):
-            last = open(pointer).read()
-            print('last', last, torch.load(last)['meta']['epoch'])
-        elif any('epoch_2' in name for name in os.listdir(work_dir)):
-            raise RuntimeError('no last_checkpoint')
-        for name in os.listdir(work_dir):
-            if name.endswith('.pth'):
-                torch.load(f'{work_dir}/{name}')
-        if moment % int(every) == 0:
-            pid = os.fork()
-            if not pid:
-                train(work_dir, resume=True)
-                os._exit(0)
-            assert os.waitpid(pid, 0)[1] == 0
-            print('resumed', moment, flush=True)
-        moment += 1
-"""
+def train(work_dir, hook='AtomicCheckpointHook', **changes):
+    """Two short epochs, of which each writes checkpoints."""
+    hooks = dict(checkpoint=dict(HOOKS['checkpoint'], type=hook),
+                 logger=dict(type='LoggerHook', interval=99))
+    runner(work_dir, 2, default_hooks=hooks, log_level='ERROR',
+           train_dataloader=data('train', 8, 8),
+           val_dataloader=data('test', 8, 8), **changes).train()
 
 
-def killed(hook, folder, every):
-    """Kill a run at each moment; go on from every so many."""
-    return subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(KILLED), hook, str(folder),
-         str(every)], capture_output=True, text=True, check=False,
-        env={**os.environ, 'PYTHONPATH': str(TESTS), 'OMP_NUM_THREADS': '1'})
+def of_checkpoints(work_dir):
+    return rf'{work_dir}/.*(\.pth|last_)'
 
 
-def test_a_run_that_is_killed_goes_on(tmp_path):
-    done = killed('AtomicCheckpointHook', tmp_path, 3)
-    assert done.returncode == 0, done.stderr[-3000:]
-    moments = re.findall(r'^(\d+) \d+$', done.stdout, re.M)
-    resumed = re.findall(r'^resumed (\d+)$', done.stdout, re.M)
-    assert len(moments) > 12 and len(resumed) > 3
-    whole = tmp_path / moments[-1] / 'epoch_2.pth'
-    for moment in resumed:
-        same(tmp_path / moment / 'epoch_2.pth', whole)
+@pytest.mark.parametrize('kills', [KILLS, full(99)])
+def test_a_run_that_is_killed_goes_on(tmp_path, kills):
+    whole = tmp_path / 'whole'
+    status, count = fork(lambda: train(whole), of_checkpoints(whole))
+    assert status == 0 and count > 12
+    for moment in moments(count, kills):
+        folder = tmp_path / str(moment)
+        status, _ = fork(lambda f=folder: train(f), of_checkpoints(folder),
+                         moment)
+        assert status == -signal.SIGKILL
+        pointer = folder / 'last_checkpoint'
+        if pointer.exists():
+            assert torch.load(pointer.read_text())['meta']['epoch'] in (1, 2)
+        else:
+            assert not list(folder.glob('epoch_2.pth'))
+        for path in folder.glob('*.pth'):
+            torch.load(path)
+        if kills == KILLS or moment % 3 == 0:
+            assert fork(lambda f=folder: train(f, resume=True),
+                        of_checkpoints(folder))[0] == 0
+            same(folder / 'epoch_2.pth', whole / 'epoch_2.pth')
 
 
 def test_the_hosts_own_hook_loses_checkpoints(tmp_path):
     """Or this hook is not needed any more."""
-    done = killed('CheckpointHook', tmp_path, 99)
-    assert done.returncode != 0
+    status, _ = fork(lambda: train(tmp_path, 'CheckpointHook'),
+                     of_checkpoints(tmp_path), 1)
+    assert status == -signal.SIGKILL
     # half of a checkpoint, under the name of a whole one
-    assert re.search(r'in load$', done.stderr, re.M), done.stderr[-2000:]
-    assert '1 9' in done.stdout.splitlines()
+    with pytest.raises((EOFError, RuntimeError, ValueError,
+                        pickle.UnpicklingError)):
+        torch.load(tmp_path / 'epoch_1.pth')
 
 
 def test_a_flexible_run_goes_on_at_the_right_epoch(tmp_path):

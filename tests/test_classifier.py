@@ -9,10 +9,10 @@ from mmengine.logging import MMLogger
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample, MultiTaskDataSample
-from test_backbone import one_line
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from errors import one_line
 from gap_plugin import GAPNeck, LinearHead, TimmFeatureClassifier
 
 

@@ -1,35 +1,19 @@
 """Every leaf config is built and stepped, at small size."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
 
 import gap_plugin
+from recipes import CONFIGS, LEAVES, RECIPES, read
 
-ROOT = Path(__file__).parents[1] / 'configs'
-LEAVES = sorted(
-    str(p.relative_to(ROOT)) for p in ROOT.glob('*/*.py')
-    if p.parent.name != '_base_')
 NETWORKS = ('eca_nfnet_l1', 'resnet50', 'convnext_tiny',
             'vit_small_patch16_224', 'swin_tiny_patch4_window7_224')
-#: ways of training, run in test_recipes.py
-RECIPES = [
-    leaf for leaf in LEAVES
-    if not leaf.startswith(('imagenet/', 'image_folder/', 'digits/',
-                            'fsdp/', 'deepspeed/'))
-]
 CLASSIFIERS = [leaf for leaf in LEAVES if not leaf.startswith('simsiam/')]
-
-
-def read(leaf):
-    return Config.fromfile(str(ROOT / leaf))
 
 
 def test_every_network_has_an_imagenet_and_a_folder_recipe():
@@ -43,7 +27,7 @@ def test_every_network_has_an_imagenet_and_a_folder_recipe():
 
 @pytest.mark.parametrize('leaf', LEAVES)
 def test_leaf_is_a_difference_of_at_most_ten_lines(leaf):
-    assert len((ROOT / leaf).read_text().splitlines()) <= 10
+    assert len((CONFIGS / leaf).read_text().splitlines()) <= 10
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,8 @@ def test_a_checkpoint_made_before_goes_on(monkeypatch, tmp_path):
     assert (made['meta']['epoch'], made['meta']['iter']) == (2, 4)
 
 
-@pytest.mark.parametrize('source', ['--config', '--data-root'])
+@pytest.mark.parametrize('source', [
+    '--config', pytest.param('--data-root', marks=pytest.mark.full)])
 def test_a_ranking_writes_what_it_wrote(source, monkeypatch, tmp_path):
     given = DIGITS
     if source == '--data-root':

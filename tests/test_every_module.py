@@ -16,10 +16,10 @@ from networks import (
     image_size,
     images,
     raw,
+    sweep,
 )
 
-pytestmark = pytest.mark.sweep
-every_module = pytest.mark.parametrize('name', SMALLEST.values())
+every_module = pytest.mark.parametrize('name', sweep(SMALLEST.values()))
 
 
 def timms_average(model, x):
@@ -83,7 +83,8 @@ def test_depths_grow_from_the_stem_and_leave_the_head_deepest(name):
     assert head[0] == max(found) + 1
 
 
-@pytest.mark.parametrize('name', TINY + ('swin_tiny_patch4_window7_224', ))
+@pytest.mark.parametrize('name', sweep(
+    TINY + ('swin_tiny_patch4_window7_224', )))
 def test_levels_equal_timms_features_only(name):
     x = images(name)
     torch.manual_seed(0)
@@ -107,7 +108,7 @@ def test_levels_equal_timms_features_only(name):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize('name', TINY)
+@pytest.mark.parametrize('name', sweep(TINY))
 def test_pre_logits_equal_timms_head_without_classifier(name):
     x = images(name)
     torch.manual_seed(0)

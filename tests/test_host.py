@@ -1,13 +1,12 @@
 """One host, whole: what is said when it is otherwise."""
 
 import os
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
 
-from gap_plugin import host, requirements
+from commands import snippet
+from gap_plugin import __version__, host, requirements
 
 HOST = next(kind for kind, (name, *_) in requirements.HOSTS.items()
             if host._installed([name]))
@@ -103,10 +102,7 @@ def test_two_hosts_end_an_import_in_one_line(tmp_path):
     fake(tmp_path, *requirements.HOSTS[OTHER])
     path = os.pathsep.join(filter(None, (
         str(tmp_path), os.environ.get('PYTHONPATH'))))
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', 'import gap_plugin'],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, 'PYTHONPATH': path})
+    done = snippet('import gap_plugin', PYTHONPATH=path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('ImportError: gap_plugin needs MMPretrain, but two')
@@ -116,3 +112,54 @@ def test_a_torch_that_is_too_old_is_told(monkeypatch):
     monkeypatch.setitem(requirements.BOUNDS, 'torch', ('99.0', None))
     with pytest.warns(UserWarning, match='torch .*pip install "torch>=99.0"'):
         host.check_host()
+
+
+@pytest.mark.parametrize('missing', ['mmpretrain', 'mmengine', 'mmcv'])
+def test_import_without_a_host_gives_the_two_commands(missing):
+    done = snippet(f"""
+        import importlib.util as util
+        find = util.find_spec
+        util.find_spec = lambda n, *a: None if n == {missing!r} else find(n)
+        import gap_plugin""")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('ImportError: gap_plugin needs MMPretrain')
+    assert missing in last and '[openmmlab]' in last and '[onedl]' in last
+
+
+def test_version_out_of_bounds_is_warned_of(monkeypatch):
+    monkeypatch.setitem(requirements.BOUNDS, 'timm', ('9.0', '9.1'))
+    with pytest.warns(UserWarning, match='timm.*timm>=9.0,<9.1'):
+        host.check_host()
+
+
+def test_tested_versions_are_quiet(recwarn):
+    host.check_host()
+    assert not [w for w in recwarn if 'tested' in str(w.message)]
+
+
+def test_import_neither_writes_files_nor_opens_sockets(tmp_path):
+    done = snippet(f"""
+        import sys
+        seen = []
+        import mmpretrain.models, timm
+        def watch(event, args):
+            if event == 'socket.connect':
+                seen.append((event, args))
+            if event == 'open' and isinstance(args[1], str) and any(
+                    c in args[1] for c in 'wax+') and not str(
+                        args[0]).endswith(('.pyc', 'null')) and not (
+                        '.pyc.' in str(args[0])):
+                seen.append((event, args))
+        sys.addaudithook(watch)
+        import gap_plugin
+        print(seen, file=open({str(tmp_path / 'seen')!r}, 'w'))""")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / 'seen').read_text().strip()
+    assert lines.count("('open'") <= 1, lines  # the report itself
+    assert 'socket' not in lines
+
+
+def test_import_works_without_the_test_suite_around_it(tmp_path):
+    done = snippet('import gap_plugin; print(gap_plugin.__version__)')
+    assert done.stdout.strip() == __version__

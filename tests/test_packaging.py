@@ -116,6 +116,7 @@ def test_sdist_holds_the_rest_too(sdist):
     assert not [name for name in wanted if not (sdist / name).is_file()]
 
 
+@pytest.mark.full
 def test_tests_of_the_sdist_run(sdist):
     text = run('-m', 'pytest', '-n', '0', 'tests/test_datasets.py',
                cwd=sdist, path=sdist)
@@ -140,6 +141,7 @@ def test_installed_wheel_works_from_an_empty_folder(installed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_stand_ins_of_the_stock_scripts_are_found_there(installed, tmp_path):
     cfg = shipped('configs') / 'digits' / 'test_nfnet.py'
     hidden = tmp_path / 'pkg_resources_is_missing.py'

@@ -13,24 +13,17 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from test_backbone import Bomb
 
+from commands import DIGITS, ROOT, python
+from errors import Bomb
 from gap_plugin.stock import scripts
 from gap_plugin.stock.launch import MISSING
-
-ROOT = Path(__file__).parents[1]
-DIGITS = ROOT / 'configs' / 'digits' / 'test_nfnet.py'
+from networks import full
 
 
-def stock(name, *args, ok=True, cwd=ROOT):
+def stock(name, *args, ok=True, cwd=ROOT, **kwargs):
     """Run a script by the launcher."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'gap_plugin.stock', name,
-         *map(str, args)], capture_output=True, text=True, cwd=cwd,
-        check=False, timeout=300, env={**os.environ, 'MPLBACKEND': 'Agg'})
-    text = done.stdout + done.stderr
-    assert (done.returncode == 0) is ok, text[-3000:]
-    return text
+    return python('gap_plugin.stock', name, *args, ok=ok, cwd=cwd, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -101,7 +94,7 @@ def test_metrics_are_computed_from_a_result_file(work):
                  ) == pytest.approx(100 * right)
 
 
-@pytest.mark.parametrize('source', ['result.pkl', 'w/epoch_1.pth'])
+@pytest.mark.parametrize('source', ['result.pkl', full('w/epoch_1.pth')])
 def test_a_confusion_matrix_is_made(work, source, tmp_path):
     stock('confusion_matrix', work / 'config.py', work / source, '--out',
           tmp_path / 'm.pkl', '--show-path', tmp_path / 'm.png')
@@ -122,8 +115,8 @@ def test_a_dataset_is_verified(work, tmp_path):
           tmp_path / 'broken.log')
 
 
-@pytest.mark.parametrize('mode', ['original', 'transformed', 'pipeline',
-                                  'concat'])
+@pytest.mark.parametrize('mode', [full('original'), 'transformed',
+                                  full('pipeline'), full('concat')])
 def test_a_dataset_is_browsed(work, mode, tmp_path):
     stock('browse_dataset', work / 'config.py', '-o', tmp_path, '--not-show',
           '-n', 2, '-m', mode)
@@ -132,6 +125,7 @@ def test_a_dataset_is_browsed(work, mode, tmp_path):
     picture(pictures[0])
 
 
+@pytest.mark.full
 def test_a_schedule_is_drawn(work, tmp_path):
     stock('vis_scheduler', work / 'config.py', '--not-show', '--save-path',
           tmp_path / 's.png')
@@ -139,7 +133,7 @@ def test_a_schedule_is_drawn(work, tmp_path):
 
 
 # of 'pre_logits' the script takes every row for a level of its own
-@pytest.mark.parametrize('stage', ['backbone', 'neck'])
+@pytest.mark.parametrize('stage', [full('backbone'), full('neck')])
 def test_features_are_drawn_in_the_plane(work, stage, tmp_path):
     stock('vis_tsne', work / 'config.py', '--checkpoint',
           work / 'w' / 'epoch_1.pth', '--work-dir', tmp_path, '--vis-stage',
@@ -155,6 +149,7 @@ def test_transforms_of_ours_are_found(tmp_path):
     assert list(tmp_path.rglob('*.png'))
 
 
+@pytest.mark.full
 def test_folds_are_trained_on(work, tmp_path):
     stock('kfold-cross-valid', work / 'config.py', '--num-splits', 2,
           '--work-dir', tmp_path)
@@ -171,9 +166,11 @@ def test_a_checkpoint_is_published(work, tmp_path):
     assert 'optimizer' not in published
     for name, value in trained['state_dict'].items():
         assert torch.equal(published['state_dict'][name], value)
-    stock('test', work / 'config.py', path, '--work-dir', tmp_path)
+    stock('test', work / 'config.py', path, '--work-dir', tmp_path,
+          process=True)
 
 
+@pytest.mark.full
 def test_frames_of_pandas_are_appended_to():
     # the rest of shape_bias.py fetches pictures from the network
     code = ('import pandas as p\n'
@@ -186,6 +183,7 @@ def test_frames_of_pandas_are_appended_to():
     assert done.stdout.strip().endswith('[1, 2]')
 
 
+@pytest.mark.full
 def test_a_branched_network_is_merged_for_deployment(work, tmp_path):
     cfg = Config.fromfile(work / 'config.py')
     cfg.model.backbone.model_name = 'repvgg_a0'
@@ -199,8 +197,9 @@ def test_a_branched_network_is_merged_for_deployment(work, tmp_path):
     assert len(after) < len(before) / 2
 
 
-@pytest.mark.parametrize('name', ['publish_model', 'confusion_matrix',
-                                  'vis_tsne', 'reparameterize_model'])
+@pytest.mark.parametrize('name', ['publish_model',
+                                  full('confusion_matrix'), full('vis_tsne'),
+                                  'reparameterize_model'])
 def test_a_checkpoint_with_code_is_refused(work, name, tmp_path):
     path = tmp_path / 'bomb.pth'
     marker = tmp_path / 'gone_off'

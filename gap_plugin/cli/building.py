@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -103,8 +104,9 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         return
     for key in args.cfg_options:
         first = key.split('.')[0]
-        if '.' in key and first not in cfg:
-            near = difflib.get_close_matches(first, list(cfg), 1)
+        known = (*cfg, *inspect.signature(Runner).parameters)
+        if '.' in key and first not in known:
+            near = difflib.get_close_matches(first, known, 1)
             raise ValueError(
                 f'--cfg-options {key}: the config has no {first!r}'
                 + (f', did you mean {near[0]!r}?' if near else

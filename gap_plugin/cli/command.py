@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import multiprocessing
 import os
 import random
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.logging import MessageHub, MMLogger
@@ -100,7 +102,9 @@ def _as_found() -> Iterator[None]:
     environment = dict(os.environ)
     argv, path = list(sys.argv), list(sys.path)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    start = multiprocessing.get_start_method(allow_none=True)
+    named = hasattr(np, 'in1d')
     handlers = list(logging.root.handlers)
     level, disabled = logging.root.level, logging.root.manager.disable
     try:
@@ -119,7 +123,11 @@ def _as_found() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+        multiprocessing.set_start_method(start, force=True)
+        if not named and hasattr(np, 'in1d'):
+            del np.in1d
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         logging.disable(disabled)

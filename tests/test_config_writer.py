@@ -6,14 +6,15 @@ import re
 import numpy as np
 import pytest
 import timm
-from commands import OURS, STOCK, last_line, python, reported, validated
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image
-from test_tools import write_folder
 
+from commands import OURS, STOCK, last_line, python, reported, validated
+from folders import write_folder
 from gap_plugin import TimmFeatureBackbone
+from networks import full
 
 
 def facts(*args, **kwargs):
@@ -109,7 +110,7 @@ def weights(tmp_path):
 
 
 @pytest.mark.parametrize('recipe', ['linear', 'finetune'])
-@pytest.mark.parametrize('tools', [OURS, STOCK], ids=['ours', 'stock'])
+@pytest.mark.parametrize('tools', [OURS, full(STOCK)], ids=['ours', 'stock'])
 def test_written_config_trains_at_once(tools, recipe, unsplit, weights,
                                        tmp_path):
     out = tmp_path / 'config.py'

@@ -1,0 +1,452 @@
+"""The feature store: exact, complete or absent, and never another one's."""
+
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from commands import DIGITS, OURS, call, free_port, last_line, python
+from gap_plugin.datasets.loading import unreadable
+from gap_plugin.features import FeatureStore, StoreWriter, extract, remove
+from gap_plugin.probing import save_whole
+from kills import KILLS, fork, moments
+from networks import full
+from runs import digits
+
+MADE_BY = dict(weights='a', rows=10)
+
+
+def write(folder, rows=10, width=4, block=3, finish=True, dtype='float32'):
+    values = np.arange(rows * width, dtype=dtype).reshape(rows, width)
+    writer = StoreWriter(folder, rows, width, dtype, block)
+    writer.prepare(np.arange(rows), [f'{i}.png' for i in range(rows)],
+                   MADE_BY)
+    for i in writer.missing():
+        writer.write(i, values[i * block:(i + 1) * block])
+    return (writer.finish(MADE_BY) if finish else writer), values
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_a_store_gives_back_what_was_written(tmp_path, dtype):
+    store, values = write(tmp_path / 'a' / 'train', dtype=dtype)
+    assert isinstance(store.features, np.memmap)
+    assert store.features.dtype == dtype
+    np.testing.assert_array_equal(store.features, values)
+    np.testing.assert_array_equal(store.labels, np.arange(10))
+    assert list(store.sample_ids[:2]) == ['0.png', '1.png']
+    # plain files
+    np.testing.assert_array_equal(
+        np.load(tmp_path / 'a' / 'train' / 'features.npy'), values)
+    assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == ['train']
+
+
+def test_an_unfinished_store_is_not_there_and_goes_on(tmp_path):
+    folder = tmp_path / 'train'
+    writer = StoreWriter(folder, 10, 4, 'float32', 3)
+    writer.prepare(np.arange(10), list('abcdefghij'), MADE_BY)
+    writer.write(2, np.full((3, 4), 2.))
+    with pytest.raises(ValueError, match='3 of 4 blocks .* are missing'):
+        writer.finish(MADE_BY)
+    assert not folder.exists()
+    with pytest.raises(ValueError, match='is no feature store'):
+        FeatureStore(folder)
+    again = StoreWriter(folder, 10, 4, 'float32', 3)
+    again.prepare(np.arange(10), list('abcdefghij'), MADE_BY)
+    assert again.missing().tolist() == [0, 1, 3]
+    for i in again.missing():
+        again.write(i, np.full((1 if i == 3 else 3, 4), float(i)))
+    store = again.finish(MADE_BY)
+    assert store.features[:, 0].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3]
+
+
+def test_half_of_another_store_is_not_gone_on_with(tmp_path):
+    write(tmp_path / 'train', finish=False)
+    other = StoreWriter(tmp_path / 'train', 10, 4, 'float32', 3)
+    with pytest.raises(ValueError, match='weights a against b now'):
+        other.prepare(np.arange(10), list('abcdefghij'),
+                      {**MADE_BY, 'weights': 'b'})
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 4)
+
+
+def edit(path):
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('name', ['features.npy', 'labels.npy',
+                                  'sample_ids.npy'])
+@pytest.mark.parametrize('damage, why', [
+    (truncate, 'bytes in place of'), (edit, 'content has changed'),
+    (os.unlink, 'missing')])
+def test_a_damaged_file_is_named(tmp_path, name, damage, why):
+    write(tmp_path / 'train')
+    damage(tmp_path / 'train' / name)
+    with pytest.raises(ValueError, match=f'{name}.* is damaged .*{why}'):
+        FeatureStore(tmp_path / 'train')
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    write(tmp_path / 'train')
+    (tmp_path / 'train' / 'store.json').write_text('{"rows": 10')
+    with pytest.raises(ValueError, match='store.json.* is damaged'):
+        FeatureStore(tmp_path / 'train')
+
+
+def test_a_copy_is_a_store(tmp_path):
+    _, values = write(tmp_path / 'train')
+    shutil.copytree(tmp_path / 'train', tmp_path / 'b',
+                    copy_function=shutil.copyfile)
+    np.testing.assert_array_equal(FeatureStore(tmp_path / 'b').features,
+                                  values)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    with pytest.raises(OSError, match='cannot lay out 10 x 4 .*No space'):
+        write(tmp_path / 'train')
+    assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A disk that is full: the system refuses to write on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_in_mid_pass_loses_nothing(tmp_path):
+    writer = StoreWriter(tmp_path / 'train', 4, 500, 'float32', 2)
+    writer.prepare(np.arange(4), list('abcd'), MADE_BY)
+    writer.write(0, np.ones((2, 500)))
+    with files_of_at_most(5000), pytest.raises(
+            OSError, match='cannot write to .*train.partial.*run again'):
+        writer.write(1, np.ones((2, 500)))
+    assert writer.missing().tolist() == [1]
+    writer.write(1, np.ones((2, 500)))
+    assert (writer.finish(MADE_BY).features == 1).all()
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_former_one(tmp_path):
+    path = tmp_path / 'a.pth'
+    save_whole(torch.nn.Linear(2, 2), path, {})
+    before = path.read_bytes()
+    with files_of_at_most(5000), pytest.raises(
+            OSError, match=r"cannot write '.*a\.pth', the disk may be full"):
+        save_whole(torch.nn.Linear(100, 100), path, {})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e6])
+def test_features_that_are_not_finite_are_refused(tmp_path, value):
+    writer = StoreWriter(tmp_path / 'train', 4, 2, 'float16', 4)
+    writer.prepare(np.arange(4), list('abcd'), {})
+    features = np.zeros((4, 2), np.float32)
+    features[2, 1] = value
+    with np.errstate(over='ignore'), pytest.raises(
+            ValueError, match='row 2 are not finite as float16'):
+        writer.write(0, features)
+
+
+def test_only_stores_are_removed(tmp_path):
+    write(tmp_path / 'train')
+    (tmp_path / 'train' / 'thesis.txt').touch()
+    with pytest.raises(ValueError, match="'thesis.txt'.* no feature store"):
+        remove(tmp_path / 'train')
+    (tmp_path / 'train' / 'thesis.txt').unlink()
+    remove(tmp_path / 'train')
+    assert not list(tmp_path.iterdir())
+
+
+def expected(model, cfg, split='test'):
+    """Features by hand: the images of the test pipeline, timm, the mean."""
+    from mmpretrain.registry import DATASETS
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'split': split})
+    model.eval()
+    with torch.no_grad():
+        images = torch.stack([dataset[i]['inputs'] for i in
+                              range(len(dataset))]).float()
+        mean, std = (getattr(model.data_preprocessor, k) for k in
+                     ('mean', 'std'))
+        images = (images.flip(1) - mean) / std
+        net = model.backbone.timm_model
+        return net.final_conv(net.stages(net.stem(images))).mean(
+            (2, 3)), dataset
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_features_are_those_of_the_network_on_test_images(tmp_path, split):
+    model, cfg = digits()
+    model.train()
+    store = extract(model, cfg, split, tmp_path / split)
+    features, dataset = expected(model, cfg,
+                                 dict(train='train', val='test')[split])
+    torch.testing.assert_close(torch.tensor(store.features), features,
+                               rtol=1e-4, atol=1e-5)
+    assert store.labels.tolist() == [
+        dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))]
+
+
+def test_norms_neither_follow_the_batches_nor_move(tmp_path):
+    model, cfg = digits({'model.backbone': dict(
+        type='TimmFeatureBackbone', model_name='test_resnet', img_size=32)})
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    model.train()
+    store = extract(model, cfg, 'val', tmp_path / 'val')
+    for name, value in model.backbone.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    cfg.test_dataloader.batch_size = 5  # with which batch norm would differ
+    other = extract(model, cfg, 'val', tmp_path / 'other')
+    np.testing.assert_allclose(store.features, other.features, rtol=1e-4,
+                               atol=1e-5)
+
+
+def test_a_store_is_used_again_without_a_pass(tmp_path, monkeypatch):
+    model, cfg = digits()
+    extract(model, cfg, 'val', tmp_path / 'val')
+    monkeypatch.setattr('gap_plugin.features.FixedPart.forward',
+                        lambda *_: pytest.fail('a second pass'))
+    assert len(extract(*digits(), 'val', tmp_path / 'val')) == 355
+
+
+@pytest.mark.parametrize('change, field', [
+    ({'model.backbone.out_feature': 'forward_features'}, 'backbone'),
+    ({'test_dataloader.batch_size': 64}, 'batch_size'),
+    ({'val_dataloader.dataset.indices': 100}, 'rows'),
+    ({'model.data_preprocessor': dict(mean=[0., 0., 0.])}, 'preprocessor'),
+])
+def test_a_store_of_something_else_is_not_used(tmp_path, change, field):
+    extract(*digits(), 'val', tmp_path / 'val')
+    with pytest.raises(ValueError, match=f'made otherwise: .*{field} .* now'):
+        extract(*digits(change), 'val', tmp_path / 'val')
+    assert len(FeatureStore(tmp_path / 'val')) == 355
+    extract(*digits(change), 'val', tmp_path / 'val', force=True)
+
+
+def test_a_store_of_other_weights_is_not_used(tmp_path):
+    model, cfg = digits()
+    extract(model, cfg, 'val', tmp_path / 'val')
+    with torch.no_grad():
+        next(model.backbone.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(ValueError, match='weights .* against .* now'):
+        extract(model, cfg, 'val', tmp_path / 'val')
+    with pytest.raises(ValueError, match='dtype float32 against float16'):
+        extract(*digits(), 'val', tmp_path / 'val', dtype='float16')
+
+
+def test_the_head_does_not_make_another_store(tmp_path):
+    extract(*digits(), 'val', tmp_path / 'val')
+    extract(*digits({'model.head.num_classes': 12}), 'val', tmp_path / 'val')
+
+
+def test_stock_parts_are_stored_too(tmp_path):
+    model, cfg = digits({'model': dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=512))})
+    pipeline = [dict(type='Resize', scale=32), dict(type='PackInputs')]
+    cfg.test_dataloader.dataset.pipeline = pipeline
+    store = extract(model, cfg, 'val', tmp_path / 'val')
+    assert store.features.shape == (355, 512)
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'model.head.num_classes': 5}, 'labels from 0 to 9, but num_classes of '
+     'the head is 5'),
+    ({'val_dataloader.dataset.indices': 0}, "split 'val' is empty"),
+    ({'model.neck': [dict(type='BNNeck')]}, 'are not pooled: put a GAPNeck'),
+    ({'model.backbone.out_indices': (0, 1), 'model.neck': [
+        dict(type='GAPNeck')]}, 'gives 2 maps, a store holds one'),
+    ({'val_dataloader': None}, 'has no val_dataloader'),
+])
+def test_what_cannot_be_stored_is_refused_ahead_of_the_pass(
+        tmp_path, options, message):
+    model, cfg = digits(options)
+    with pytest.raises(ValueError, match=message):
+        extract(model, cfg, 'val', tmp_path / 'val')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('size', [(3, 5), (7, 900)])
+@pytest.mark.parametrize('kind', ['jpg', 'png', 'bmp'])
+def test_small_images_are_readable(tmp_path, size, kind):
+    path = tmp_path / f'a.{kind}'
+    Image.new('RGB', size).save(path)
+    assert unreadable([path]) == []
+
+
+def folder_of_images(root, bad):
+    for label in 'ab':
+        (root / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new('RGB', (40, 40), (60 * i, 0, 0)).save(
+                root / label / f'{i}.png')
+    for name in bad:
+        (root / name).write_bytes(b'no image')
+
+
+def image_config(root):
+    data = dict(
+        batch_size=3, num_workers=0, collate_fn=dict(type='default_collate'),
+        sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
+            type='CustomDataset', data_root=str(root), data_prefix='',
+            pipeline=[dict(type='LoadImageFromFile'),
+                      dict(type='TimmTestTransform'),
+                      dict(type='PackInputs')]))
+    return dict(val_dataloader=data, test_dataloader=data)
+
+
+def test_unreadable_images_are_named_or_left_out(tmp_path, capsys):
+    folder_of_images(tmp_path / 'd', ['a/1.png', 'b/3.png'])
+    options = image_config(tmp_path / 'd')
+    with pytest.raises(ValueError, match="2 of 8 images of 'val' cannot be "
+                       r"read: '.*a/1\.png', '.*b/3\.png'"):
+        extract(*digits(options), 'val', tmp_path / 'val')
+    store = extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True)
+    assert [s[-7:] for s in store.sample_ids] == [
+        'a/0.png', 'a/2.png', 'a/3.png', 'b/0.png', 'b/1.png', 'b/2.png']
+    assert store.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert '2 of 8 images' in capsys.readouterr().out
+
+
+def broken_jpeg(path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def test_an_image_that_breaks_off_is_named_ahead_or_left_out(tmp_path,
+                                                             monkeypatch):
+    folder_of_images(tmp_path / 'd', [])
+    broken_jpeg(tmp_path / 'd' / 'b' / '1.jpg')
+    options = image_config(tmp_path / 'd')
+    options['test_dataloader']['dataset']['pipeline'][0][
+        'imdecode_backend'] = 'pillow'
+    with pytest.raises(ValueError, match=r"1 of 9 images .*b/1\.jpg'"):
+        extract(*digits(options), 'val', tmp_path / 'val')
+    assert not (tmp_path / 'val.partial').exists()
+    store = extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True)
+    assert len(store) == 8
+    # known from the store: nothing is read again
+    monkeypatch.setattr('gap_plugin.features.extraction.readable',
+                        lambda *_: pytest.fail('images are read again'))
+    assert len(extract(*digits(options), 'val', tmp_path / 'val',
+                       skip_bad=True)) == 8
+    with pytest.raises(ValueError, match='rows 8 against 9 now'):
+        extract(*digits(options), 'val', tmp_path / 'val')
+    # an image more is no bad image
+    shutil.copy(tmp_path / 'd' / 'b' / '1.png', tmp_path / 'd' / 'b' / 'n.png')
+    with pytest.raises(ValueError, match='rows 8 against 9 now'):
+        extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True)
+    monkeypatch.undo()
+    # one that is mended comes back by force, whatever else is bad
+    whole = tmp_path / 'd' / 'b' / '2.png'
+    shutil.copy(whole, tmp_path / 'd' / 'b' / '1.jpg')
+    whole.write_bytes(b'no image')
+    store = extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True,
+                    force=True)
+    assert [s[-7:] for s in store.sample_ids[4:]] == [
+        'b/0.png', 'b/1.jpg', 'b/1.png', 'b/3.png', 'b/n.png']
+
+
+def test_an_image_that_breaks_in_the_pass_is_named(tmp_path, monkeypatch):
+    folder_of_images(tmp_path / 'd', [])
+    broken_jpeg(tmp_path / 'd' / 'b' / '1.jpg')
+    options = image_config(tmp_path / 'd')
+    options['test_dataloader']['dataset']['pipeline'][0][
+        'imdecode_backend'] = 'pillow'
+    monkeypatch.setattr('gap_plugin.features.images.unreadable',
+                        lambda paths: [])  # it was whole a moment ago
+    with pytest.raises(ValueError, match=r'b/1\.jpg.* cannot be read'):
+        extract(*digits(options), 'val', tmp_path / 'val')
+
+
+def test_force_goes_on_with_the_half_that_fits(tmp_path):
+    made, others = dict(MADE_BY), dict(MADE_BY, weights='b')
+    write(tmp_path / 'train', finish=False)
+    remove(tmp_path / 'train', unless=made)
+    assert (tmp_path / 'train.partial').exists()
+    remove(tmp_path / 'train', unless=others)
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / 'train')
+    remove(tmp_path / 'train', unless=made)
+    assert len(FeatureStore(tmp_path / 'train')) == 10
+    edit(tmp_path / 'train' / 'features.npy')
+    remove(tmp_path / 'train', unless=made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_store_is_made_again_by_force(tmp_path):
+    model, cfg = digits()
+    whole = np.array(extract(model, cfg, 'val', tmp_path / 'val').features)
+    edit(tmp_path / 'val' / 'features.npy')
+    with pytest.raises(ValueError, match='is damaged'):
+        extract(model, cfg, 'val', tmp_path / 'val')
+    store = extract(model, cfg, 'val', tmp_path / 'val', force=True)
+    np.testing.assert_array_equal(store.features, whole)
+
+
+def _run(folder):
+    return extract(*digits({'test_dataloader.batch_size': 16}), 'val', folder)
+
+
+@pytest.mark.parametrize('kills', [KILLS, full(20)])
+def test_a_run_killed_at_any_moment_goes_on(tmp_path, kills):
+    whole = tmp_path / 'whole'
+    status, count = fork(lambda: _run(whole), str(whole))
+    assert status == 0 and count > 2 * 22  # a block and its flag
+    for moment in moments(count, kills):
+        folder = tmp_path / str(moment)
+        status, _ = fork(lambda f=folder: _run(f), str(folder), moment)
+        assert status == -signal.SIGKILL and not folder.exists()
+        np.testing.assert_array_equal(_run(folder).features,
+                                      FeatureStore(whole).features)
+        assert not folder.with_name(f'{moment}.partial').exists()
+
+
+EXTRACT = OURS / 'extract_features.py'
+
+
+def test_two_processes_store_the_same_bytes_as_one(tmp_path):
+    flags = (DIGITS, '--splits', 'val', '--work-dir', tmp_path / 'w', '--out')
+    for text in (
+            python(EXTRACT, *flags, tmp_path / 'one'),
+            call(sys.executable, '-m', 'torch.distributed.run',
+                 '--nproc_per_node', 2, '--master_port', free_port(),
+                 EXTRACT, *flags, tmp_path / 'two', '--launcher', 'pytorch')):
+        assert re.search(r'355 x 192 float32', text)
+    for file in ('features.npy', 'labels.npy', 'sample_ids.npy'):
+        assert ((tmp_path / 'one' / 'val' / file).read_bytes()
+                == (tmp_path / 'two' / 'val' / file).read_bytes())
+    one, two = (json.loads((tmp_path / n / 'val' / 'store.json').read_text())
+                for n in ('one', 'two'))
+    assert one['fingerprint'] == two['fingerprint']
+
+
+def test_the_tool_says_in_one_line_what_is_wrong(tmp_path):
+    text = python(EXTRACT, DIGITS, '--out', tmp_path, '--splits', 'val',
+                  '--work-dir', tmp_path, '--cfg-options',
+                  'model.head.num_classes=5', ok=False)
+    assert last_line(text).startswith(
+        "extract_features.py: error: the split 'val' has labels from 0 to 9")
