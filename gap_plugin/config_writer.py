@@ -39,7 +39,7 @@ class NewConfig:
             :data:`~gap_plugin.datasets.folder.KNOWN`.
         train_list: Lines ``image label``, relative to ``data_root``, in
             place of folders.
-        val_list: The same, of the validation images.
+        val_list: Lines of that form for the validation images.
         classes: File of the names of the classes, a line each, for lists.
         val_share: Share of each class that is held out, where there is no
             ``val/``; over 0, under 1.
@@ -152,7 +152,7 @@ def write_config(request: NewConfig, read: bool = True
 
     Args:
         request: What for.
-        read: As in :func:`read_data`.
+        read: Whether files that cannot be read are refused.
 
     Returns:
         The data, and the files.

@@ -124,7 +124,7 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
     On a machine without a GPU, torchrun's processes talk by gloo.
     """
     apply_options(cfg, args)
-    numpy_in1d()  # for the host's metrics of retrieval
+    numpy_in1d()  # for MMPretrain's metrics of retrieval
     if init_cpu_group(args.launcher):
         wrapper = cfg.get('model_wrapper_cfg') or dict(
             type='MMDistributedDataParallel',

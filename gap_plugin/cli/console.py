@@ -33,7 +33,7 @@ _IDLE = re.compile(
     r'Fail to import|.?FileClient|.?HardDiskBackend|Palette images|'
     r'Corrupt EXIF|Importing from timm|.*deprecated|.*will be removed|'
     r'Overwriting .* in registry|Unable to import dependency|'
-    r'.* instance named of .* has been created')
+    r'init_weights of|.* instance named of .* has been created')
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 _warned: set[str] = set()

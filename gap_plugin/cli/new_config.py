@@ -1,7 +1,7 @@
 r"""Write a complete config for a network and your data, ready to train.
 
     gap-plugin new-config resnet50 --data-root data/flowers
-    gap-plugin new-config vit_small_patch16_224 --data-root data/birds \\
+    gap-plugin new-config vit_small_patch16_224 --data-root data/birds \
         --recipe linear --out configs/birds.py
 
 A folder holds train/<class>/ and val/<class>/, or just <class>/, which is

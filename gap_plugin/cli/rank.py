@@ -1,8 +1,8 @@
 r"""Which backbone is best on your data? One pass and one probe for each.
 
-    gap-plugin rank --models 'resnet*' vit_tiny_patch16_224 \\
+    gap-plugin rank --models 'resnet*' vit_tiny_patch16_224 \
         --data-root data/images
-    gap-plugin rank --models 'test_*' --no-pretrained \\
+    gap-plugin rank --models 'test_*' --no-pretrained \
         --config digits/test_nfnet
 
 Each network is frozen, with its own timm preprocessing, and probed as by the

@@ -71,7 +71,8 @@ def timm_train_pipeline(model_name: str,
     Args:
         model_name: Any name that ``timm.create_model`` takes.
         img_size: Side, or height and width, of the input; None: timm's.
-        in_channels: As in :func:`timm_test_pipeline`.
+        in_channels: 3: colour; 1: grey; others: as the file has them,
+            resized by OpenCV, for Pillow takes no such images.
         interpolation: In place of timm's.
         scale: Range of the area that is cropped, as a share of the image.
         ratio: Range of its width over height.

@@ -85,7 +85,7 @@ class _TimmTransform(BaseTransform):
         print_log(
             f'{type(self).__name__} for {source.model_name}: {stock}',
             'current')
-        # the host's registry, whatever scope a script has set
+        # MMPretrain's registry, whatever scope a script has set
         self._source = source
         self._steps = Compose([TRANSFORMS.build(step) for step in stock])
 
@@ -167,8 +167,10 @@ class TimmTrainTransform(_TimmTransform):
     """The training transform of timm between loading and packing.
 
     Args:
-        model_name: As in :class:`TimmTestTransform`.
-        in_channels: As there.
+        model_name: Any name of timm; None for the network that was built
+            last in this process, its ``img_size`` and ``in_channels``
+            included.
+        in_channels: Channels of the image, with ``model_name``.
         **options: ``img_size``, ``interpolation``, ``scale``, ``ratio``,
             ``hflip``, ``color_jitter``, ``auto_augment`` and
             ``random_erasing`` of :func:`timm_train_pipeline`.

@@ -29,7 +29,7 @@ class AtomicCheckpointHook(CheckpointHook):
     With ``FlexibleRunner``, whose re-saved checkpoints say one epoch too
     many, so that a resumed run leaves an epoch out, they say the right one.
 
-    Arguments as in ``CheckpointHook``.
+    Takes the arguments of MMEngine's ``CheckpointHook``.
     """
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,

@@ -15,7 +15,8 @@ class Bfloat16OptimWrapper(OptimWrapper):
     """An ``OptimWrapper`` that trains under bfloat16 autocast.
 
     On CPUs, too, which ``AmpOptimWrapper`` refuses. bfloat16 has the range of
-    float32: losses are not scaled. Arguments as in ``OptimWrapper``.
+    float32: losses are not scaled. Takes the arguments of MMEngine's
+    ``OptimWrapper``.
     """
 
     @contextmanager

@@ -67,14 +67,14 @@ class TimmFeatureBackbone(BaseModule):
             the same.
         deploy: Whether to build the network with its training branches
             merged, for inference with weights that ``switch_to_deploy`` or
-            the host's ``reparameterize_model.py`` has merged, or with those
-            that ``pretrained`` or ``checkpoint_path`` give.
+            MMPretrain's ``reparameterize_model.py`` has merged, or with
+            those that ``pretrained`` or ``checkpoint_path`` give.
         img_size: Side, or height and width, of the image that the network
             is built for, and to which the preprocessing goes; None for its
             own. Position embeddings are resampled by timm's own filter.
         timm_kwargs: Further arguments of ``timm.create_model``.
-        init_cfg: As everywhere in MMEngine. Never overwrites weights that
-            the arguments above have loaded.
+        init_cfg: Config of MMEngine's weight initialisation. Never overwrites
+            weights that the arguments above have loaded.
 
     Attributes:
         timm_model (nn.Module): The network.
@@ -132,10 +132,10 @@ class TimmFeatureBackbone(BaseModule):
         if report is not None:
             report.check(model, checkpoint_path, model_name,
                          unused + self._path.unused_parameters)
-        # of the last map: the host's tools ask for it
+        # of the last map: MMPretrain's tools ask for it
         self.out_indices = (-1, ) if out_indices is None else tuple(
             out_indices)
-        # for the host's vis_cam.py --vit-like
+        # for MMPretrain's vis_cam.py --vit-like
         self.num_extra_tokens = getattr(model, 'num_prefix_tokens', 0)
         self.out_channels = self._path.channels
         self.out_strides = self._path.strides

@@ -25,16 +25,20 @@ class TimmFeatureClassifier(ImageClassifier):
     ``in_channels`` of neck and head, where the config leaves it out; ``mean``,
     ``std`` and ``to_rgb`` of the data preprocessor, from timm's
     ``pretrained_cfg``, and its ``num_classes``, from the head. What the
-    config gives is never changed. Works with every backbone of the host.
+    config gives is never changed. Works with every backbone of MMPretrain.
 
     Args:
-        backbone: As in ``ImageClassifier``.
-        neck: As there; a list is a chain.
-        head: As there.
-        pretrained: As there.
-        train_cfg: As there.
-        data_preprocessor: As there.
-        init_cfg: As there.
+        backbone: Config of the backbone, or the module itself.
+        neck: Config of the neck, or the module; a list is a chain; None for
+            no neck.
+        head: Config of the head, or the module; None for no head.
+        pretrained: File or URL of a checkpoint of the whole model; None for
+            none.
+        train_cfg: What happens to batches in training, such as
+            ``dict(augments=...)`` for Mixup and CutMix; None for nothing.
+        data_preprocessor: Config of what batches, moves and normalises the
+            images, or the module; None for a ``ClsDataPreprocessor``.
+        init_cfg: Config of MMEngine's weight initialisation.
 
     Raises:
         ValueError: If a width in the config contradicts the backbone, or is
@@ -81,7 +85,7 @@ class TimmFeatureClassifier(ImageClassifier):
     def _metainfo(self) -> Any:
         """What ``mmpretrain.inference_model`` finds the inferencer by.
 
-        The host knows the task of models of its own zoo alone.
+        MMPretrain knows the task of models of its own zoo alone.
         """
         return self.__dict__.get('_zoo_entry') or _CLASSIFICATION
 

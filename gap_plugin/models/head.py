@@ -17,7 +17,7 @@ class LinearHead(ClsHead):
         in_channels: Width C of the features.
         bias: Whether the layer has a bias.
         dropout: Probability, 0 to 1, of dropping a feature in training.
-        init_cfg: As everywhere in MMEngine.
+        init_cfg: Config of MMEngine's weight initialisation.
         **kwargs: ``loss``, ``topk`` and ``cal_acc`` of the stock
             ``ClsHead``.
 

@@ -58,7 +58,7 @@ class BNNeck(BaseModule):
         affine: Whether to learn a scale and a shift.
         freeze_bias: Whether the shift stays 0, so that the normalised
             features lie around the origin.
-        init_cfg: As everywhere in MMEngine.
+        init_cfg: Config of MMEngine's weight initialisation.
 
     Raises:
         ValueError: If ``in_channels`` is not positive, or ``freeze_bias`` is

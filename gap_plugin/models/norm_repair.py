@@ -1,4 +1,4 @@
-"""What the hosts' own converters do to the norms of a timm network.
+"""What MMEngine's and MMCV's converters do to the norms of a timm network.
 
 timm's ``BatchNormAct2d`` is a ``BatchNorm2d`` that holds the activation behind
 it. MMEngine's ``sync_bn`` and MMCV's ``fuse_conv_bn`` replace it as if it held

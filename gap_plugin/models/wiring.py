@@ -2,7 +2,7 @@
 
 Widths come from what the backbone publishes, or from running it on the meta
 device; behind every neck the run goes on, so that a chain of any parts, ours
-or the host's, is followed by what it does and not by its name.
+or MMPretrain's, is followed by what it does and not by its name.
 """
 
 import copy
@@ -67,7 +67,8 @@ class Wiring:
             place: Where it stands in the model's config.
 
         Raises:
-            ValueError: As :meth:`build_neck`.
+            ValueError: If a width in the config contradicts the backbone, or
+                is left out and cannot be found.
         """
         if isinstance(cfg, nn.Module):
             return cfg

@@ -87,9 +87,9 @@ def feature_loader(stores: Sequence[FeatureStore], metainfo: dict,
     """Batches of a store, or of several of the same images in turn.
 
     Args:
-        stores: As in :class:`FeatureBatches`.
-        metainfo: As in :class:`FeatureBatches`.
-        whole: As there.
+        stores: One or more, of the same images in the same order.
+        metainfo: Of the dataset behind them, for the evaluators.
+        whole: Whether the labels of a batch come as one sample.
         size: Rows of a batch.
         shuffle: Whether each epoch has an order of its own.
         drop_last: Whether a last batch of fewer rows is left out.

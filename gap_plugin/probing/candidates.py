@@ -22,7 +22,7 @@ def grid(rates: Sequence[float] | None,
 
     Args:
         rates: Learning rates, positive; None for that of the config.
-        decays: Weight decays, 0 or more; None likewise.
+        decays: Weight decays, 0 or more; None for that of the config.
 
     Returns:
         Name -> ``lr`` and ``weight_decay``, as far as given.
@@ -151,7 +151,7 @@ class PerCandidateEvaluator(Evaluator):
     Args:
         metrics: The evaluator of the config.
         model: Whose copies they are.
-        labels: As in :func:`~.evaluation.build_evaluator`.
+        labels: What they are held against: ``(N, )`` or scores ``(N, K)``.
     """
 
     def __init__(self, metrics: Any, model: Candidates,

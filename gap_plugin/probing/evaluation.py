@@ -43,7 +43,7 @@ def build_evaluator(metrics: Any, model: nn.Module,
 
 
 def has_stock(part: nn.Module, kind: type, *names: str) -> bool:
-    """Whether methods of a part are those of a class of the host."""
+    """Whether methods of a part are those of a class of MMPretrain."""
     return all(getattr(type(part), name, None) is getattr(kind, name)
                for name in names)
 

@@ -1,4 +1,4 @@
-"""Finds a script of the host and runs it."""
+"""Finds a script of MMPretrain and runs it."""
 
 import runpy
 import sys
@@ -13,7 +13,7 @@ MISSING = Path(__file__).parent / 'missing'
 
 
 def scripts() -> dict[str, Path]:
-    """Scripts of the host that is installed, by name.
+    """Scripts of the MMPretrain that is installed, by name.
 
     Those of ``dataset_converters``, of other networks' converters and of
     TorchServe are none of them.

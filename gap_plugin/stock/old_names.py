@@ -1,4 +1,4 @@
-"""Names that libraries have changed since the host's scripts were written.
+"""Names that libraries have changed since MMPretrain's scripts were written.
 
 Each is supplied when a script that uses it is run, in that process.
 """

@@ -24,7 +24,7 @@ class DataSettings:
             ``'squash'``: both edges resized; ``'border'``: long edge
             resized, the rest padded with the mean.
         mean: Per channel, 0 to 1, in the order R, G, B.
-        std: As ``mean``.
+        std: Per channel, of values from 0 to 1, in the order R, G, B.
     """
 
     size: tuple[int, int]

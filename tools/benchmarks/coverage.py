@@ -42,7 +42,7 @@ def outcome(side: str, name: str, width: int) -> str:
         else:
             backbone, neck = TIMMBackbone(name), GlobalAveragePooling()
         size = timm.get_pretrained_cfg(name).input_size
-        backbone.eval()  # which gives None for the host's backbones
+        backbone.eval()  # which gives None for MMPretrain's backbones
         pooled = neck(backbone(torch.zeros(1, *size)))
     except (AssertionError, AttributeError, IndexError, RuntimeError,
             TypeError, ValueError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""What ``import gap_plugin`` adds to importing the host's models and timm.
+"""What ``import gap_plugin`` adds to importing MMPretrain's models and timm.
 
 Whole processes, started in turn.
 """

@@ -1,7 +1,7 @@
 """What Pillow costs and what OpenCV would change, on real photos.
 
 timm's evaluation transform by stock transforms, once with Pillow (as this
-plugin writes it) and once with OpenCV (the host's default): time of loading
+plugin writes it) and once with OpenCV (MMPretrain's default): time of loading
 and transforming a JPEG, and the difference of the pixels from timm's own.
 """
 
@@ -24,7 +24,7 @@ from gap_plugin import timm_test_pipeline
 
 
 def with_opencv(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same steps, by the host's default library."""
+    """The same steps, by MMPretrain's default library."""
     steps = []
     for step in pipeline:
         step = {k: v for k, v in step.items() if k != 'imdecode_backend'}

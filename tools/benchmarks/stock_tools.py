@@ -1,6 +1,6 @@
 """Which of MMPretrain's own tools work, with this package and without.
 
-On the host that it runs under: each of its scripts, unmodified, and its
+On the MMPretrain that is installed: each of its scripts, unmodified, and its
 Python interface, with ``TimmFeatureBackbone`` and, with none of this package,
 ``TIMMBackbone``. What ``python SCRIPT`` does not do, ``python -m
 gap_plugin.stock SCRIPT`` is tried for, or our script of the same name.
@@ -133,7 +133,7 @@ def python(side: Side, *arguments: object) -> str:
 
 def script(name: str, arguments: Callable[[Side], list],
            processes: int = 1) -> Callable:
-    """A row that runs a script of the host."""
+    """A row that runs a script of MMPretrain."""
 
     def run(side: Side) -> tuple[str, str]:
         given = arguments(side)
@@ -303,7 +303,7 @@ ROWS: dict[str, Callable] = {
 
 
 def inherit(side: Side) -> str:
-    """A config that begins at one of the host's."""
+    """A config that begins at one of MMPretrain's."""
     path = side.folder / 'inherits.py'
     path.write_text("_base_ = ['mmpretrain::_base_/default_runtime.py']\n")
     return str(path)

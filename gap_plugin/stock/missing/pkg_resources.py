@@ -1,7 +1,7 @@
 """What MMEngine and MMPretrain use of setuptools' former ``pkg_resources``.
 
-Only on the path of a process that runs a script of the host where setuptools
-(82 and newer) no longer has it.
+Only on the path of a process that runs a script of MMPretrain where
+setuptools (82 and newer) no longer has it.
 """
 
 from importlib import metadata
