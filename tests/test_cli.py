@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from mmengine.config import Config
+from mmpretrain.registry import DATASETS
 
 from commands import (
     DIGITS,
@@ -26,6 +27,7 @@ from errors import Bomb
 from folders import folder_options, write_folder
 from gap_plugin import TimmFeatureBackbone
 from networks import full
+from runs import digits
 
 #: One or two short epochs: the learning rate schedule of the file is longer.
 SHORT = ['train_dataloader.dataset.indices=256', 'train_cfg.max_epochs=2']
@@ -81,14 +83,33 @@ def test_predictions_are_written(trained):
     assert len(predictions[0]['pred_score']) == 10
 
 
-def test_test_time_augmentation_and_pictures(trained):
+def test_test_time_augmentation_averages_an_image_and_its_mirror(trained):
     tools, work_dir, _ = trained
-    shown = work_dir / 'shown'
+    out = work_dir / 'augmented.pkl'
     text = python(
         tools / 'test.py', DIGITS, work_dir / 'epoch_2.pth', '--work-dir',
-        work_dir / 'test', '--tta', '--cfg-options',
+        work_dir / 'test', '--tta', '--out', out, '--cfg-options',
         'test_dataloader.dataset.indices=64')
-    assert 0 <= float(reported(text)) <= 100
+    model, cfg = digits({'test_dataloader.dataset.indices': 64})
+    model.load_state_dict(torch.load(work_dir / 'epoch_2.pth')['state_dict'])
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    x = model.data_preprocessor(dict(inputs=torch.stack(
+        [dataset[i]['inputs'] for i in range(64)])))['inputs']
+    model.eval()
+    with torch.no_grad():
+        scores = sum(model(y).softmax(1) for y in (x, x.flip(3))) / 2
+    found = mmengine.load(out)
+    torch.testing.assert_close(
+        torch.stack([row['pred_score'] for row in found]), scores)
+    labels = torch.tensor([dataset.get_data_info(i)['gt_label']
+                           for i in range(64)])
+    assert float(reported(text)) == pytest.approx(
+        100 * (scores.argmax(1) == labels).float().mean().item(), abs=1e-3)
+
+
+def test_pictures_of_predictions_are_drawn(trained):
+    tools, work_dir, _ = trained
+    shown = work_dir / 'shown'
     images = work_dir / 'images'
     write_folder(images)
     cfg = work_dir / 'folder.py'

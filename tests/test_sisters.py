@@ -15,6 +15,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
+pytestmark = pytest.mark.full
+
 # another size than the network's own, and other ones afterwards
 SWIN = dict(timm_kwargs=dict(strict_img_size=False))
 NETWORKS = {
