@@ -1,0 +1,112 @@
+"""How the code is laid out: who imports whom, what a file may hold."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from commands import ROOT
+
+PACKAGE = ROOT / 'gap_plugin'
+
+#: A part imports from what stands above it.
+ORDER = ('version', 'requirements', 'messages', 'files', 'progress',
+         'shipped', 'host', 'stock', 'timm_network', 'models', 'datasets',
+         'engine', 'config_writer', 'features', 'probing', 'ranking', 'cli')
+
+#: file -> what it imports from below it, and why.
+EXCEPTIONS = {}
+
+#: Longer files, which are to become shorter -> lines that they may have.
+LONGER = {}
+
+#: Flags of other programs: of MMPretrain's scripts, of pip.
+FLAGS_OF_OTHERS = {}
+
+FILES = sorted(path.relative_to(PACKAGE).as_posix()
+               for path in PACKAGE.rglob('*.py'))
+
+
+def part(file):
+    """The part of the package that a file belongs to."""
+    return Path(file).parts[0].removesuffix('.py')
+
+
+def imported(file):
+    """Parts of this package that a file imports, at any depth."""
+    tree = ast.parse((PACKAGE / file).read_text(encoding='utf-8'))
+    folder = ['gap_plugin', *Path(file).parts[:-1]]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = folder[:len(folder) + 1 - node.level] if node.level else []
+            module = start + (node.module.split('.') if node.module else [])
+            names = ['.'.join(module + [alias.name]) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            first, *rest = name.split('.')
+            if first == 'gap_plugin' and rest:
+                found.add(rest[0])
+    return {name for name in found if (PACKAGE / name).is_dir()
+            or (PACKAGE / f'{name}.py').is_file()}
+
+
+def test_every_part_has_its_place_in_the_order():
+    assert {part(file) for file in FILES} == {
+        *ORDER, '__init__', '__main__'}
+
+
+@pytest.mark.parametrize('file', [
+    file for file in FILES if part(file) not in ('__init__', '__main__')])
+def test_a_part_imports_from_those_above_it_alone(file):
+    own = ORDER.index(part(file))
+    below = {name for name in imported(file) if name != '__init__' and (
+        name not in ORDER or ORDER.index(name) > own)}
+    assert below == set(EXCEPTIONS.get(file, ()))
+
+
+def test_nothing_but_the_entry_imports_the_commands():
+    assert {file for file in FILES if 'cli' in imported(file)
+            and part(file) != 'cli'} <= {'__main__.py'}
+
+
+def test_an_import_from_below_is_found():
+    """Of the kinds that there are: relative, absolute, inside a function."""
+    assert {'files', 'probing', 'version'} <= imported('cli/probe.py')
+    assert 'requirements' in imported('host.py')
+    assert 'host' in imported('__main__.py')
+
+
+def strings(file):
+    """All strings of a file, docstrings and comments included."""
+    return (PACKAGE / file).read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('file', [
+    file for file in FILES if part(file) not in ('cli', '__main__')])
+def test_the_library_names_no_flag_and_no_tool(file):
+    tree = ast.parse(strings(file))
+    texts = [node.value for node in ast.walk(tree)
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    named = [text for text in texts
+             if re.search(r'(?<![\w-])--[a-z][a-z-]+\b', text)
+             or re.search(r'(?<![\w/])tools/', text)]
+    assert named == FLAGS_OF_OTHERS.get(file, [])
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_no_file_is_over_300_lines(file):
+    lines = len(strings(file).splitlines())
+    assert lines <= LONGER.get(file, 300)
+
+
+@pytest.mark.parametrize('script', sorted(
+    path.name for path in (ROOT / 'tools').glob('*.py')))
+def test_a_script_is_a_few_lines_into_its_command(script):
+    text = (ROOT / 'tools' / script).read_text(encoding='utf-8')
+    assert len(text.splitlines()) <= 20
+    assert re.search(r'^from gap_plugin\.cli\.\w+ import main$', text, re.M)
