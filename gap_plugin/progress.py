@@ -1,5 +1,6 @@
-"""A progress bar, on terminals alone."""
+"""A progress bar, on terminals alone, and not with ``NO_COLOR``."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def bar(total: int, what: str, unit: str = 'images',
                MofNCompleteColumn(),
                TextColumn(f'{unit}  {{task.fields[speed]}}'),
                TimeRemainingColumn())
-    shown = shown and sys.stderr.isatty()
+    shown = (shown and sys.stderr.isatty()
+             and not os.environ.get('NO_COLOR'))
     with Progress(*columns, console=console, transient=True,
                   disable=not shown) as progress:
         task = progress.add_task(what, total=total, speed='')

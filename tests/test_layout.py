@@ -19,10 +19,10 @@ ORDER = ('version', 'requirements', 'messages', 'files', 'progress',
 EXCEPTIONS = {}
 
 #: Longer files, which are to become shorter -> lines that they may have.
-LONGER = {}
+LONGER = {'models/backbone.py': 308, 'timm_network/feature_map.py': 316}
 
-#: Flags of other programs: of MMPretrain's scripts, of pip.
-FLAGS_OF_OTHERS = {}
+#: A program of its own: what stands ahead of the name of a script.
+EXEMPT = {'stock/launch.py': ['--import']}
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix()
                for path in PACKAGE.rglob('*.py'))
@@ -81,26 +81,24 @@ def test_an_import_from_below_is_found():
     assert 'host' in imported('__main__.py')
 
 
-def strings(file):
-    """All strings of a file, docstrings and comments included."""
+def text_of(file):
     return (PACKAGE / file).read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('file', [
     file for file in FILES if part(file) not in ('cli', '__main__')])
 def test_the_library_names_no_flag_and_no_tool(file):
-    tree = ast.parse(strings(file))
-    texts = [node.value for node in ast.walk(tree)
-             if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    named = [text for text in texts
-             if re.search(r'(?<![\w-])--[a-z][a-z-]+\b', text)
-             or re.search(r'(?<![\w/])tools/', text)]
-    assert named == FLAGS_OF_OTHERS.get(file, [])
+    tree = ast.parse(text_of(file))
+    named = {name for node in ast.walk(tree)
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)
+             for name in re.findall(r'(?<![\w-])--[a-z][a-z-]+|tools/\w*',
+                                    node.value)}
+    assert named == set(EXEMPT.get(file, ()))
 
 
 @pytest.mark.parametrize('file', FILES)
 def test_no_file_is_over_300_lines(file):
-    lines = len(strings(file).splitlines())
+    lines = len(text_of(file).splitlines())
     assert lines <= LONGER.get(file, 300)
 
 

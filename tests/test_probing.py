@@ -566,9 +566,9 @@ def test_knn_and_few_shot(tmp_path):
     assert rows == few_shot(train, val, [1, 8])
     assert rows != few_shot(train, val, [1, 8], seed=1)
     assert rows[1]['top1'] > rows[0]['top1'] > 34
-    with pytest.raises(ValueError, match='--knn 49: .* 48 training images'):
+    with pytest.raises(ValueError, match='knn=49: .* 48 training images'):
         knn(train, val, [49])
-    with pytest.raises(ValueError, match=r'--shots 40: .* \d+ training '
+    with pytest.raises(ValueError, match=r'shots=40: .* \d+ training '
                        'images of class'):
         few_shot(train, val, [40])
     several = fake_store(tmp_path / 'm', np.eye(3, dtype=np.float32))

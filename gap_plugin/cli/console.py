@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import os
 import re
 import shlex
 import sys
@@ -69,7 +70,8 @@ def say(text: str, style: str | None = None) -> None:
         encoding = getattr(_console.file, 'encoding', None) or 'utf-8'
         # a pipe of Windows has no sign for every name
         text = text.encode(encoding, 'backslashreplace').decode(encoding)
-        _console.print(text, style=style)
+        plain = os.environ.get('NO_COLOR')
+        _console.print(text, style=None if plain else style)
 
 
 def note(text: str) -> None:

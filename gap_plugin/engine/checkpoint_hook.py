@@ -20,7 +20,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """A ``CheckpointHook`` whose files are whole or not there.
 
     MMEngine's own writes over a checkpoint in place (with ``save_best``, over
-    the one that ``--resume`` would take) and removes old ones ahead of
+    the one that ``resume=True`` takes) and removes old ones ahead of
     writing the new one. Here a checkpoint is written beside its place and
     renamed, and what is outdated is removed afterwards. On object storage,
     which does so by itself, checkpoints are MMEngine's. A sharded one is a
