@@ -143,22 +143,31 @@ def result(metrics: dict[str, Any], key: str | None, file: Any,
         say(following)
 
 
-def typed(args: argparse.Namespace, *flags: str) -> str:
+#: What of a config matters in training alone.
+_TRAINING = ('train_', 'val_', 'optim_wrapper', 'param_scheduler',
+             'auto_scale_lr', 'default_hooks', 'custom_hooks')
+
+
+def typed(args: argparse.Namespace, *flags: str,
+          training: bool = False) -> str:
     """Flags of a command, as they have to be typed for the next one.
 
     Args:
         args: What was given.
         *flags: Those that the next command needs, too, such as
             ``'work_dir'``; ``--cfg-options`` always.
+        training: Whether the next command trains, too.
     """
     words = []
     for name in flags:
         if getattr(args, name, None):
             words += [f'--{name.replace("_", "-")}',
                       shlex.quote(str(getattr(args, name)))]
-    if args.cfg_options:
+    options = {key: value for key, value in (args.cfg_options or {}).items()
+               if training or not key.startswith(_TRAINING)}
+    if options:
         words.append('--cfg-options')
-        for key, value in args.cfg_options.items():
+        for key, value in options.items():
             text = str(value).replace(' ', '')
             words.append(shlex.quote(f'{key}={text}'))
     return ''.join(f' {word}' for word in words)

@@ -33,10 +33,12 @@ def run(args: argparse.Namespace) -> None:
     model = build_model(cfg, args)
     stores = extract_splits(model, cfg, args, args.splits)
     trained = any(p.requires_grad for p in model.backbone.parameters())
+    given = console.typed(args, 'checkpoint', 'work_dir', 'out',
+                          training=True)
     console.result(
         {}, None, next(iter(stores.values())).folder.parent,
-        f'gap-plugin probe {args.config}{" --freeze" if trained else ""}'
-        f'{console.typed(args, "checkpoint", "work_dir", "out")}')
+        f'gap-plugin probe {args.config}'
+        f'{" --freeze" if trained else ""}{given}')
 
 
 main = command(flags, run)
