@@ -226,15 +226,17 @@ def test_a_module_of_ones_own_is_imported_first(tmp_path):
     assert list(tmp_path.glob('out_*.pth'))
     line = stock('--import', 'no_such', *args, ok=False, cwd=tmp_path)
     assert line.strip().splitlines()[-1] == (
-        "ModuleNotFoundError: No module named 'no_such'")
+        "gap_plugin.stock: error: No module named 'no_such'")
 
 
 def test_an_unknown_script_is_named():
     line = stock('publish', ok=False).strip().splitlines()[-1]
-    assert line.startswith("ValueError: 'publish' is no script of MMPretrain")
+    assert line.startswith(
+        "gap_plugin.stock: error: 'publish' is no script of MMPretrain")
     assert 'publish_model' in line
     line = stock('', ok=False).strip().splitlines()[-1]
-    assert line.startswith('ValueError: no script is named, use one of')
+    assert line.startswith(
+        'gap_plugin.stock: error: no script is named, use one of')
 
 
 def test_every_script_is_a_file():

@@ -51,7 +51,8 @@ def config_path(name: str) -> Path:
     near = difflib.get_close_matches(
         name.removesuffix('.py').removeprefix('configs/'), known, 3, .5)
     raise FileNotFoundError(
-        f'config {name!r} is no file and comes not with this package: '
+        f'config {name!r} is not a file, and this package has none of that '
+        'name: '
         + (f'did you mean {", ".join(near)}?' if near else
            f'there are {", ".join(known[:5])}, ...'))
 
@@ -76,7 +77,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    cores, many = os.cpu_count() or 1, []
+    cores, asked = os.cpu_count() or 1, 0
     for name in DATALOADERS:
         loader = cfg.get(name)
         if loader is None:
@@ -86,11 +87,11 @@ def load_config(args: argparse.Namespace) -> Config:
         if args.no_pin_memory:
             loader.pin_memory = False
         if loader.get('num_workers', 0) > cores:
+            asked = max(asked, loader.num_workers)
             loader.num_workers = cores
-            many.append(f'{name}.num_workers')
-    if many:
-        console.warn(f'{cores} workers load images, one a core; the config '
-                     f'asks for more: --cfg-options {many[0]}=N starts them.')
+    if asked:
+        console.header(dict(workers=f'{cores}, one a core; the config asks '
+                            f'for {asked}'))
     return cfg
 
 
@@ -100,9 +101,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     Raises:
         ValueError: If a key has no place in the config.
     """
-    if not args.cfg_options:
-        return
-    for key in args.cfg_options:
+    for key in args.cfg_options or ():
         first = key.split('.')[0]
         known = (*cfg, *inspect.signature(Runner).parameters)
         if '.' in key and first not in known:
@@ -111,7 +110,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
                 f'--cfg-options {key}: the config has no {first!r}'
                 + (f', did you mean {near[0]!r}?' if near else
                    f'; it has {", ".join(list(cfg))}.'))
-    cfg.merge_from_dict(args.cfg_options)
+    cfg.merge_from_dict(args.cfg_options or {})
     for name in DATALOADERS:
         loader = cfg.get(name)
         if loader is not None and not loader.get('num_workers'):

@@ -31,6 +31,7 @@ ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError,
 #: Errors that say by themselves what is wrong.
 _PLAIN = (ImportError, OSError, ValueError, RuntimeError)
 
+
 def command(flags: Callable[[], argparse.ArgumentParser],
             run: Callable[[argparse.Namespace], int | None]) -> Callable:
     """The ``main`` of a command.
@@ -60,10 +61,10 @@ def command(flags: Callable[[], argparse.ArgumentParser],
                 if args.verbose:
                     raise
                 logged = console.log_error()
-                more = (f' (in full: {logged})' if logged and not
-                        isinstance(error, _PLAIN) else '')
-                status = (f'{parser.prog}: error: '
-                          f'{one_line(error, parser)}{more}')
+                told = one_line(error, parser)
+                more = (f' (in full: {console.short(logged)})'
+                        if logged and told.endswith('Error)') else '')
+                status = f'{parser.prog}: error: {told}{more}'
         if status:
             sys.exit(status)
 
@@ -80,7 +81,7 @@ def one_line(error: BaseException, parser: argparse.ArgumentParser) -> str:
     text = re.sub(r'^class `(\w+)` in \S+: ', r'\1: ', text)
     text = re.sub(r"(\w+)\.__init__\(\) got an unexpected keyword argument "
                   r"('\w+')", r'\1 has no argument \2', text)
-    if not isinstance(error, _PLAIN) and type(error).__name__ not in text:
+    if not isinstance(error, _PLAIN) and ' has no argument ' not in text:
         text = f'{text} ({type(error).__name__})'
     for action in parser._actions:
         if action.option_strings:

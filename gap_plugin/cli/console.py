@@ -1,9 +1,11 @@
 """What a person reads: a header, a line an epoch, the result."""
 
+import argparse
 import io
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -34,7 +36,7 @@ _IDLE = re.compile(
     r'Fail to import|.?FileClient|.?HardDiskBackend|Palette images|'
     r'Corrupt EXIF|Importing from timm|.*deprecated|.*will be removed|'
     r'Overwriting .* in registry|Unable to import dependency|'
-    r'init_weights of|.* instance named of .* has been created')
+    r'init_weights of|.*for pillow backend|.* instance named of')
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 _warned: set[str] = set()
@@ -139,6 +141,36 @@ def result(metrics: dict[str, Any], key: str | None, file: Any,
         say(short(file))
     if following:
         say(following)
+
+
+#: What of a config matters in training alone.
+_TRAINING = ('train_', 'val_', 'optim_wrapper', 'param_scheduler',
+             'auto_scale_lr', 'default_hooks', 'custom_hooks')
+
+
+def typed(args: argparse.Namespace, *flags: str,
+          training: bool = False) -> str:
+    """Flags of a command, as they have to be typed for the next one.
+
+    Args:
+        args: What was given.
+        *flags: Those that the next command needs, too, such as
+            ``'work_dir'``; ``--cfg-options`` always.
+        training: Whether the next command trains, too.
+    """
+    words = []
+    for name in flags:
+        if getattr(args, name, None):
+            words += [f'--{name.replace("_", "-")}',
+                      shlex.quote(str(getattr(args, name)))]
+    options = {key: value for key, value in (args.cfg_options or {}).items()
+               if training or not key.startswith(_TRAINING)}
+    if options:
+        words.append('--cfg-options')
+        for key, value in options.items():
+            text = str(value).replace(' ', '')
+            words.append(shlex.quote(f'{key}={text}'))
+    return ''.join(f' {word}' for word in words)
 
 
 def short(path: Any) -> str:

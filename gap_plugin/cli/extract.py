@@ -32,13 +32,13 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     model = build_model(cfg, args)
     stores = extract_splits(model, cfg, args, args.splits)
-    following = ['gap-plugin probe', args.config]
-    if args.checkpoint:
-        following += ['--checkpoint', args.checkpoint]
-    if any(p.requires_grad for p in model.backbone.parameters()):
-        following.append('--freeze')
-    console.result({}, None, next(iter(stores.values())).folder.parent,
-                   ' '.join(following))
+    trained = any(p.requires_grad for p in model.backbone.parameters())
+    given = console.typed(args, 'checkpoint', 'work_dir', 'out',
+                          training=True)
+    console.result(
+        {}, None, next(iter(stores.values())).folder.parent,
+        f'gap-plugin probe {args.config}'
+        f'{" --freeze" if trained else ""}{given}')
 
 
 main = command(flags, run)

@@ -77,4 +77,5 @@ def setting_flags(parser: argparse.ArgumentParser) -> None:
                         help='learning rates in place of that of the config; '
                         'the best is kept')
     parser.add_argument('--weight-decay', type=float, nargs='+',
-                        metavar='DECAY', help='weight decays, likewise')
+                        metavar='DECAY', help='weight decays in place of '
+                        'that of the config; the best is kept')

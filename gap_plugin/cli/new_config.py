@@ -25,28 +25,35 @@ def flags() -> argparse.ArgumentParser:
     """The command line."""
     found = parser(__doc__)
     found.add_argument('model', help='any name of timm')
-    found.add_argument('--data-root', type=Path, required=True)
+    found.add_argument('--data-root', type=Path, required=True,
+                       help='folder of the images')
     found.add_argument('--dataset', default='folder',
                        choices=['folder', *KNOWN],
                        help='a folder of yours, or a dataset of MMPretrain')
     found.add_argument('--train-list', type=Path,
                        help="lines 'image label', relative to --data-root")
-    found.add_argument('--val-list', type=Path)
+    found.add_argument('--val-list', type=Path,
+                       help='the same, of the validation images')
     found.add_argument('--classes', type=Path,
                        help='names of the classes, a line each, for lists')
     found.add_argument('--val-share', type=float, default=0.2,
                        help='share of each class that is held out, where '
                        'there is no val/ (default 0.2)')
-    found.add_argument('--recipe', choices=list(RECIPES), default='finetune')
+    found.add_argument('--recipe', choices=list(RECIPES), default='finetune',
+                       help='train all layers (default), or neck and head')
     found.add_argument('--checkpoint', type=Path,
                        help='local weights of the network, in place of '
                        'those of the hub')
-    found.add_argument('--img-size', type=int)
-    found.add_argument('--epochs', type=int)
-    found.add_argument('--batch-size', type=int, default=32)
+    found.add_argument('--img-size', type=int,
+                       help="side of the image; the network's own by default")
+    found.add_argument('--epochs', type=int,
+                       help='30 for finetune, 20 for linear by default')
+    found.add_argument('--batch-size', type=int, default=32,
+                       help='images a step (default 32)')
     found.add_argument('--workers', type=int, help='processes that load '
                        'images; one a core by default, 4 at most')
-    found.add_argument('--seed', type=int, default=0)
+    found.add_argument('--seed', type=int, default=0,
+                       help='of the split and of the training')
     found.add_argument('--out', type=Path, help='default: '
                        '<model>_<name of the data root>.py')
     found.add_argument('--force', action='store_true',

@@ -164,7 +164,8 @@ def run(args: argparse.Namespace) -> None:
                      'chosen by them is no figure of unseen data.')
     console.result(result.metrics,
                    result.table[0]['metric'] if result.table else None, path,
-                   f'gap-plugin test {args.config} {console.short(path)}')
+                   f'gap-plugin test {args.config} {console.short(path)}'
+                   f'{console.typed(args, "work_dir")}')
 
 
 main = command(flags, run)

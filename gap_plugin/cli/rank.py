@@ -37,8 +37,10 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--weights', type=Path, metavar='FOLDER',
                        help='<model>.safetensors, .pth or .bin in place of '
                        'the weights of the hub')
-    found.add_argument('--out', type=Path, default=Path('work_dirs/ranking'))
-    found.add_argument('--epochs', type=int, default=50)
+    found.add_argument('--out', type=Path, default=Path('work_dirs/ranking'),
+                       help='folder for tables, plot and features')
+    found.add_argument('--epochs', type=int, default=50,
+                       help='of each probe (default 50)')
     setting_flags(found)
     found.add_argument('--amp', action='store_true',
                        help='automatic mixed precision of the pass')
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                           not args.no_pretrained and not args.weights)
     console.header(dict(networks=str(len(names)),
                         data=str(args.config or args.data_root),
-                        out=str(args.out)))
+                        out=console.short(args.out)))
     rows = []
     for row in rank(names, options):
         rows.append(row)
@@ -87,13 +89,23 @@ def run(args: argparse.Namespace) -> int:
         console.result({}, None, table)
         return 1
     best = max(ranked, key=lambda row: row['accuracy'])
-    source = (f'--data-root {args.data_root}' if args.data_root else
-              '--help')
     console.say(f'best: {best["model"]}')
-    console.result(
-        {best['metric']: best['accuracy']}, None, table,
-        f'gap-plugin new-config {best["model"]} {source}')
+    console.result({best['metric']: best['accuracy']}, None, table,
+                   _following(best['model'], args))
     return 0
+
+
+def _following(name: str, args: argparse.Namespace) -> str:
+    """What to type next, with the best network."""
+    if args.config:
+        return (f'gap-plugin probe {args.config} --freeze --cfg-options '
+                f'model.backbone.model_name={name}')
+    weights = ''
+    if args.weights:
+        from ..ranking.options import weights_file
+        weights = f' --checkpoint {weights_file(name, args.weights)}'
+    return (f'gap-plugin new-config {name} --data-root {args.data_root}'
+            f'{weights}')
 
 
 main = command(flags, run)

@@ -8,6 +8,7 @@ import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
+from ..engine.building import check_fits
 from . import console
 from .building import build_runner, load_config
 from .command import command
@@ -86,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     apply_flags(cfg, args)
     runner = build_runner(cfg, args)
+    model = runner.model
+    check_fits(getattr(model, 'module', model), args.checkpoint)
     console.header(dict(
         console.describe_model(runner.model, cfg),
         test=console.describe_data(runner.test_dataloader.dataset),

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     console.result(
         metrics, key, file,
         f'gap-plugin test {args.config} {console.short(file)}'
-        if file else None)
+        f'{console.typed(args, "work_dir")}' if file else None)
 
 
 main = command(flags, run)

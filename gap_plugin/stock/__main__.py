@@ -8,4 +8,4 @@ if __name__ == '__main__':
     try:
         run(sys.argv[1:])
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        sys.exit(f'gap_plugin.stock: error: {error}')
