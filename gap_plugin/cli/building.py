@@ -17,6 +17,7 @@ from torch import nn
 from ..engine.building import build_classifier
 from ..features import FeatureStore, extract
 from ..host import init_cpu_group
+from ..messages import shorten
 from ..shipped import shipped
 from ..stock.old_names import numpy_in1d
 from . import console
@@ -123,7 +124,7 @@ def apply_options(cfg: Config, options: dict | None) -> None:
             raise ValueError(
                 f'--cfg-options {key}: the config has no {first!r}'
                 + (f', did you mean {near[0]!r}?' if near else
-                   f'; it has {", ".join(cfg)}.'))
+                   f'; it has {shorten(cfg)}.'))
     cfg.merge_from_dict(options or {})
     for name in DATALOADERS:
         loader = cfg.get(name)
