@@ -56,7 +56,9 @@ def command(flags: Callable[[], argparse.ArgumentParser],
                     raise
                 logged = console.log_error()
                 told = one_line(error, parser)
-                if logged and not isinstance(error, _PLAIN):
+                plain = isinstance(error, _PLAIN) and (
+                    first_line(error) == str(error).strip())
+                if logged and not plain:
                     told = f'{told} (in full: {console.short(logged)})'
                 status = f'{parser.prog}: error: {told}'
         if status:

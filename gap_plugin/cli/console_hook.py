@@ -37,6 +37,7 @@ class ConsoleHook(Hook):
         self._bars = ExitStack()
         self._advance: Callable[[int], None] | None = None
         self._pending: str | None = None
+        self._stepped = False
         self._start = 0.
 
     def before_run(self, runner: Runner) -> None:
@@ -80,7 +81,13 @@ class ConsoleHook(Hook):
         if self._advance is not None:
             self._advance(1)
 
-    after_train_iter = after_val_iter = after_test_iter = _step
+    after_val_iter = after_test_iter = _step
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Move the bar, and note that there is something to tell."""
+        self._stepped = True
+        self._step()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Note an epoch, which may be validated next."""
@@ -89,8 +96,9 @@ class ConsoleHook(Hook):
     def _note(self, runner: Runner, ahead: int = 0) -> None:
         """Keep what there is to say of the training up to now."""
         self._close()
-        if self._pending or runner.train_loop is None:
+        if self._pending or not self._stepped:
             return
+        self._stepped = False
         by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
         parts = [f'iteration {runner.iter}/{runner.max_iters}' if by_iteration
                  else f'epoch {runner.epoch + ahead}/{runner.max_epochs}']

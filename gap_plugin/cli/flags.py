@@ -21,12 +21,13 @@ class _Options(DictAction):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any,
                  values: list[str], option_string: str | None = None) -> None:
         """Read them, or say which one is none."""
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (AssertionError, ValueError):
-            raise argparse.ArgumentError(
-                self, f'{" ".join(values)!r} is not KEY=VALUE ..., with '
-                'lists as key="[a,b]"') from None
+        for value in values:  # each is added to those ahead of it
+            try:
+                super().__call__(parser, namespace, [value], option_string)
+            except (AssertionError, ValueError):
+                raise argparse.ArgumentError(
+                    self, f'{value!r} is not KEY=VALUE, with lists as '
+                    'key="[a,b]"') from None
 
 
 def parser(description: str) -> argparse.ArgumentParser:
