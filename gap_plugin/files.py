@@ -43,6 +43,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if isinstance(error, PermissionError):
             why, to_do = ('it may be open or protected',
                           'close it, or allow writing there,')
+        if not path.parent.is_dir():
+            why, to_do = 'its folder is not there', 'make the folder'
         raise OSError(
             f'cannot write {str(path)!r}, {why} '
             f'({str(error).splitlines()[0][:120]}): {to_do} and run '

@@ -7,9 +7,15 @@ SHOWN = 5
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type when it has none."""
+    """The line of an error's text that tells most, or its type.
+
+    It is the first one, or the last one of an error that a dataloader's
+    worker hands on with its traceback.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if lines[0].startswith('Caught ') else 0].strip()
 
 
 def shorten(names: Iterable[object]) -> str:

@@ -11,15 +11,20 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from ..engine.building import build_classifier
 from ..features import FeatureStore, extract
 from ..host import init_cpu_group
+from ..messages import shorten
 from ..shipped import shipped
 from ..stock.old_names import numpy_in1d
 from . import console
+
+#: Keys that runners read although they are no arguments of theirs.
+_RUNNER = ('model_wrapper_cfg', 'find_unused_parameters', 'runner_type',
+           'auto_scale_lr', 'compile', 'sync_bn')
 
 DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -57,8 +62,15 @@ def config_path(name: str) -> Path:
            f'there are {", ".join(known[:5])}, ...'))
 
 
+def _cores() -> int:
+    """Cores that one process of a run has."""
+    cores = (len(os.sched_getaffinity(0))
+             if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+    return max(cores // int(os.environ.get('LOCAL_WORLD_SIZE', '1')), 1)
+
+
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config and apply the shared flags, ``--cfg-options`` last.
+    """Read the config, with the shared flags and ``--cfg-options``.
 
     Returns:
         The config, with a ``work_dir``.
@@ -77,7 +89,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    cores, asked = os.cpu_count() or 1, 0
+    cores, asked = _cores(), 0
     for name in DATALOADERS:
         loader = cfg.get(name)
         if loader is None:
@@ -92,25 +104,28 @@ def load_config(args: argparse.Namespace) -> Config:
     if asked:
         console.header(dict(workers=f'{cores}, one a core; the config asks '
                             f'for {asked}'))
+    apply_options(cfg, args.cfg_options)
     return cfg
 
 
-def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+def apply_options(cfg: Config, options: dict | None) -> None:
     """Apply ``--cfg-options``.
 
     Raises:
         ValueError: If a key has no place in the config.
     """
-    for key in args.cfg_options or ():
+    known = {*cfg, 'tta_model', 'tta_pipeline', *_RUNNER,
+             *inspect.signature(Runner).parameters,
+             *inspect.signature(FlexibleRunner).parameters}
+    for key in options or ():
         first = key.split('.')[0]
-        known = (*cfg, *inspect.signature(Runner).parameters)
-        if '.' in key and first not in known:
+        if first not in known:
             near = difflib.get_close_matches(first, known, 1)
             raise ValueError(
                 f'--cfg-options {key}: the config has no {first!r}'
                 + (f', did you mean {near[0]!r}?' if near else
-                   f'; it has {", ".join(list(cfg))}.'))
-    cfg.merge_from_dict(args.cfg_options or {})
+                   f'; it has {shorten(cfg)}.'))
+    cfg.merge_from_dict(options or {})
     for name in DATALOADERS:
         loader = cfg.get(name)
         if loader is not None and not loader.get('num_workers'):
@@ -122,7 +137,6 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
 
     On a machine without a GPU, torchrun's processes talk by gloo.
     """
-    apply_options(cfg, args)
     numpy_in1d()  # for MMPretrain's metrics of retrieval
     if init_cpu_group(args.launcher):
         wrapper = cfg.get('model_wrapper_cfg') or dict(
@@ -169,7 +183,6 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
 
 def build_model(cfg: Config, args: argparse.Namespace) -> nn.Module:
     """Build the model of a config, with its weights, outside of a runner."""
-    apply_options(cfg, args)
     if args.launcher != 'none' and not init_cpu_group(args.launcher):
         init_dist(args.launcher, **(cfg.get('env_cfg') or {}).get(
             'dist_cfg', {}))

@@ -22,14 +22,8 @@ from mmengine.visualization import Visualizer
 from ..messages import first_line
 from . import console
 
-#: Errors that end a command in one line. What a user gives wrong reaches
-#: libraries, and these say so by errors of all kinds.
-ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError,
-          LookupError, NotImplementedError, OSError, RuntimeError,
-          SyntaxError, TypeError, ValueError)
-
 #: Errors that say by themselves what is wrong.
-_PLAIN = (ImportError, OSError, ValueError, RuntimeError)
+_PLAIN = (ImportError, OSError, ValueError)
 
 
 def command(flags: Callable[[], argparse.ArgumentParser],
@@ -57,14 +51,16 @@ def command(flags: Callable[[], argparse.ArgumentParser],
                 status = run(args)
             except KeyboardInterrupt:
                 status = f'{parser.prog}: stopped'
-            except ERRORS as error:
+            except Exception as error:  # parts raise errors of all kinds
                 if args.verbose:
                     raise
                 logged = console.log_error()
                 told = one_line(error, parser)
-                more = (f' (in full: {console.short(logged)})'
-                        if logged and told.endswith('Error)') else '')
-                status = f'{parser.prog}: error: {told}{more}'
+                plain = isinstance(error, _PLAIN) and (
+                    first_line(error) == str(error).strip())
+                if logged and not plain:
+                    told = f'{told} (in full: {console.short(logged)})'
+                status = f'{parser.prog}: error: {told}'
         if status:
             sys.exit(status)
 
@@ -81,17 +77,25 @@ def one_line(error: BaseException, parser: argparse.ArgumentParser) -> str:
     text = re.sub(r'^class `(\w+)` in \S+: ', r'\1: ', text)
     text = re.sub(r"(\w+)\.__init__\(\) got an unexpected keyword argument "
                   r"('\w+')", r'\1 has no argument \2', text)
-    if not isinstance(error, _PLAIN) and ' has no argument ' not in text:
+    if (not isinstance(error, (*_PLAIN, RuntimeError))
+            and ' has no argument ' not in text):
         text = f'{text} ({type(error).__name__})'
+    # what stands in quotes is a name, and stays as it is
+    parts = re.split(r"""('[^']*'|"[^"]*")""", text)
+    parts[::2] = [_with_flags(part, parser) for part in parts[::2]]
+    return ''.join(parts)
+
+
+def _with_flags(text: str, parser: argparse.ArgumentParser) -> str:
+    """A message whose arguments are named as the flags that set them."""
     for action in parser._actions:
         if action.option_strings:
             flag = max(action.option_strings, key=len)
             text = re.sub(rf'\b{action.dest}=True\b', flag, text)
-            text = re.sub(rf'(?<![\w.]){action.dest}=(?=\S)', f'{flag} ',
-                          text)
+            text = re.sub(rf'(?<![\w./\\-]){action.dest}=', f'{flag} ', text)
             if '_' in action.dest:
-                text = re.sub(rf'(?<![\w.-]){action.dest}(?![\w=.])', flag,
-                              text)
+                text = re.sub(rf'(?<![\w./\\-]){action.dest}(?![\w=./\\])',
+                              flag, text)
     return text
 
 
@@ -118,8 +122,11 @@ def _as_found() -> Iterator[None]:
                     _close(instance)
             kind._instance_dict.clear()
             kind._instance_dict.update(known)
-        os.environ.clear()
-        os.environ.update(environment)
+        for name in {*os.environ, *environment}:
+            if name not in environment:
+                del os.environ[name]
+            elif os.environ.get(name) != environment[name]:
+                os.environ[name] = environment[name]
         sys.argv[:], sys.path[:] = argv, path
         random.setstate(states[0])
         np.random.set_state(states[1])

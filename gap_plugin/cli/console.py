@@ -1,7 +1,6 @@
 """What a person reads: a header, a line an epoch, the result."""
 
 import argparse
-import io
 import logging
 import os
 import re
@@ -14,20 +13,45 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from rich.console import Console
 from torch import nn
 
+#: How a line of MMEngine's logger begins.
+_LOGGED = re.compile(r'\d\d/\d\d \d\d:\d\d:\d\d - \S+ - (?:\x1b\[[\d;]*m)*'
+                     r'(DEBUG|INFO|WARNING|ERROR|CRITICAL)(?:\x1b\[[\d;]*m)*'
+                     r' - ')
 
-class _Muted(io.TextIOBase):
-    """Takes what MMEngine prints, which its log files have, too."""
 
-    def writable(self) -> bool:
-        return True
+class _WithoutLog:
+    """Standard output without what MMEngine logs.
+
+    Its log files have that, too. What it warns of is said as a warning; all
+    else that is printed goes on.
+
+    Args:
+        stream: Standard output.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._blank = True  # ahead of a line: after one that was left out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        logged = _LOGGED.match(text)
+        if logged is None:
+            if not _IDLE.match(text) and not (self._blank and text == '\n'):
+                self._stream.write(text)
+                self._blank = False
+                return len(text)
+        elif logged[1] not in ('DEBUG', 'INFO'):
+            warn(text[logged.end():])
+        self._blank = True
         return len(text)
 
 
@@ -36,18 +60,20 @@ _IDLE = re.compile(
     r'Fail to import|.?FileClient|.?HardDiskBackend|Palette images|'
     r'Corrupt EXIF|Importing from timm|.*deprecated|.*will be removed|'
     r'Overwriting .* in registry|Unable to import dependency|'
-    r'init_weights of|.*for pillow backend|.* instance named of')
+    r'init_weights of|Loads checkpoint by|Setting \w+_NUM_THREADS|'
+    r'.*for pillow backend|.* instance named of')
 
-_console = Console(highlight=False, markup=False, soft_wrap=True)
+_console = Console(highlight=False, markup=False, emoji=False,
+                   soft_wrap=True)
 _warned: set[str] = set()
 
 
 @contextmanager
 def opened(verbose: bool) -> Iterator[None]:
-    """Give standard output to :func:`say` alone.
+    """Keep MMEngine's log and idle warnings off the console.
 
     Args:
-        verbose: Whether libraries print as they like.
+        verbose: Whether MMEngine's log is shown.
     """
     _warned.clear()
     _console.file = sys.stdout
@@ -57,16 +83,24 @@ def opened(verbose: bool) -> Iterator[None]:
     shown = warnings.showwarning
     warnings.showwarning = _show_warning
     try:
-        with redirect_stdout(_Muted()):
+        with redirect_stdout(_WithoutLog(sys.stdout)):
             yield
     finally:
         warnings.showwarning = shown
         _console.file = None
 
 
+def _first() -> bool:
+    """Whether this process speaks for all of a run."""
+    if is_distributed():
+        return is_main_process()
+    rank = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))
+    return rank == '0'
+
+
 def say(text: str, style: str | None = None) -> None:
     """Print a line, once for all processes of a run."""
-    if is_main_process():
+    if _first():
         encoding = getattr(_console.file, 'encoding', None) or 'utf-8'
         # a pipe of Windows has no sign for every name
         text = text.encode(encoding, 'backslashreplace').decode(encoding)
@@ -76,7 +110,7 @@ def say(text: str, style: str | None = None) -> None:
 
 def note(text: str) -> None:
     """Print a line that is no part of a result, to standard error."""
-    if is_main_process():
+    if _first():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -160,9 +194,11 @@ def typed(args: argparse.Namespace, *flags: str,
     """
     words = []
     for name in flags:
-        if getattr(args, name, None):
-            words += [f'--{name.replace("_", "-")}',
-                      shlex.quote(str(getattr(args, name)))]
+        value = getattr(args, name, None)
+        if value:
+            words.append(f'--{name.replace("_", "-")}')
+            if value is not True:
+                words.append(shlex.quote(str(value)))
     options = {key: value for key, value in (args.cfg_options or {}).items()
                if training or not key.startswith(_TRAINING)}
     if options:
@@ -175,6 +211,8 @@ def typed(args: argparse.Namespace, *flags: str,
 
 def short(path: Any) -> str:
     """A path as it is typed here: relative, where it lies below."""
+    if '://' in str(path):
+        return str(path)
     try:
         return str(Path(path).resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -9,6 +9,7 @@ same images, is kept; a run that was cut off goes on.
 """
 
 import argparse
+import shlex
 
 from ..features import SPLITS
 from . import console
@@ -33,11 +34,13 @@ def run(args: argparse.Namespace) -> None:
     model = build_model(cfg, args)
     stores = extract_splits(model, cfg, args, args.splits)
     trained = any(p.requires_grad for p in model.backbone.parameters())
-    given = console.typed(args, 'checkpoint', 'work_dir', 'out',
-                          training=True)
+    given = console.typed(args, 'checkpoint', 'work_dir', 'out', 'amp',
+                          'skip_bad', 'views', training=True)
+    if args.dtype != 'float32':
+        given += f' --dtype {args.dtype}'
     console.result(
         {}, None, next(iter(stores.values())).folder.parent,
-        f'gap-plugin probe {args.config}'
+        f'gap-plugin probe {shlex.quote(args.config)}'
         f'{" --freeze" if trained else ""}{given}')
 
 

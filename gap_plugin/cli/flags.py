@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
@@ -13,6 +13,21 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As ``ArgumentParser``, without all flags ahead of it."""
         self.exit(2, f'{self.prog}: error: {message}; see --help.\n')
+
+
+class _Options(DictAction):
+    """Pairs KEY=VALUE."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any,
+                 values: list[str], option_string: str | None = None) -> None:
+        """Read them, or say which one is none."""
+        for value in values:  # each is added to those ahead of it
+            try:
+                super().__call__(parser, namespace, [value], option_string)
+            except (AssertionError, ValueError):
+                raise argparse.ArgumentError(
+                    self, f'{value!r} is not KEY=VALUE, with lists as '
+                    'key="[a,b]"') from None
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -31,7 +46,7 @@ def config_flag(parser: argparse.ArgumentParser) -> None:
 def options_flag(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``."""
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
         help='change the config: model.backbone.model_name=resnet18, '
         'lists as key="[a,b]" or key=a,b')
 

@@ -15,6 +15,7 @@ split is kept:
 
 import argparse
 import csv
+import shlex
 from pathlib import Path
 
 from ..features import FeatureStore
@@ -164,7 +165,8 @@ def run(args: argparse.Namespace) -> None:
                      'chosen by them is no figure of unseen data.')
     console.result(result.metrics,
                    result.table[0]['metric'] if result.table else None, path,
-                   f'gap-plugin test {args.config} {console.short(path)}'
+                   f'gap-plugin test {shlex.quote(args.config)} '
+                   f'{shlex.quote(console.short(path))}'
                    f'{console.typed(args, "work_dir")}')
 
 

@@ -13,11 +13,14 @@ goes on where it stopped.
 """
 
 import argparse
-from dataclasses import fields
+import shlex
+from dataclasses import fields, replace
 from pathlib import Path
 
+from mmengine.config import Config
+
 from . import console
-from .building import config_path
+from .building import apply_options, config_path
 from .command import command
 from .flags import options_flag, parser, setting_flags
 
@@ -65,10 +68,13 @@ def run(args: argparse.Namespace) -> int:
             f'a plot needs {error.name}, which is missing: pip install '
             '"gap_plugin[probe]".') from None
     if args.config:
-        args.config = str(config_path(args.config))
+        path = str(config_path(args.config))
+        apply_options(Config.fromfile(path), args.cfg_options)  # may refuse
     args.out = args.out.resolve()
     options = RankingOptions(**{field.name: getattr(args, field.name)
                                 for field in fields(RankingOptions)})
+    if args.config:
+        options = replace(options, config=path)
     names = chosen_models(args.models,
                           not args.no_pretrained and not args.weights)
     console.header(dict(networks=str(len(names)),
@@ -97,15 +103,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _following(name: str, args: argparse.Namespace) -> str:
     """What to type next, with the best network."""
-    if args.config:
-        return (f'gap-plugin probe {args.config} --freeze --cfg-options '
-                f'model.backbone.model_name={name}')
-    weights = ''
+    weights = None
     if args.weights:
         from ..ranking.options import weights_file
-        weights = f' --checkpoint {weights_file(name, args.weights)}'
-    return (f'gap-plugin new-config {name} --data-root {args.data_root}'
-            f'{weights}')
+        weights = str(weights_file(name, args.weights))
+    if args.config:
+        options = dict(args.cfg_options or {})
+        options['model.backbone.model_name'] = name
+        if args.weights or args.no_pretrained:
+            options['model.backbone.pretrained'] = False
+        if weights:
+            options['model.backbone.checkpoint_path'] = weights
+        args.cfg_options = options
+        return (f'gap-plugin probe {shlex.quote(args.config)} --freeze'
+                f'{console.typed(args, training=True)}')
+    words = ['gap-plugin', 'new-config', name, '--data-root',
+             str(args.data_root)]
+    if weights:
+        words += ['--checkpoint', weights]
+    return shlex.join(words)
 
 
 main = command(flags, run)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import mmengine
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
 
 from ..engine.building import check_fits
+from ..files import written_whole
 from . import console
 from .building import build_runner, load_config
 from .command import command
@@ -48,6 +51,14 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     """
     if args.out_item and not args.out:
         raise ValueError('--out-item needs --out FILE.')
+    if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
+        raise ValueError('the config has no test_dataloader or no test_cfg: '
+                         'add them, for there is nothing to test on.')
+    formats = (('json', 'yaml', 'yml', 'pkl', 'pickle')
+               if args.out_item == 'metrics' else ('pkl', 'pickle'))
+    if args.out and Path(args.out).suffix[1:] not in formats:
+        raise ValueError(f'--out {args.out!r} must end in one of '
+                         f'{", ".join(formats)}.')
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f'--out {args.out!r}: there is no folder '
                          f'{str(Path(args.out).parent)!r}; make it first.')
@@ -87,19 +98,25 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     apply_flags(cfg, args)
     runner = build_runner(cfg, args)
-    model = runner.model
-    check_fits(getattr(model, 'module', model), args.checkpoint)
-    console.header(dict(
-        console.describe_model(runner.model, cfg),
-        test=console.describe_data(runner.test_dataloader.dataset),
-        log=console.log_file(runner)))
+
+    def about(runner: Runner) -> dict[str, str]:
+        model = runner.model
+        while hasattr(model, 'module'):  # test-time augmentation, DDP
+            model = model.module
+        check_fits(model, args.checkpoint)
+        return dict(
+            console.describe_model(model, cfg),
+            test=console.describe_data(runner.test_dataloader.dataset),
+            log=console.log_file(runner))
+
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))
-    runner.register_hook(ConsoleHook())
+    runner.register_hook(ConsoleHook(about))
     metrics = runner.test()
-    if args.out_item == 'metrics':
-        mmengine.dump(metrics, args.out)
+    if args.out_item == 'metrics' and is_main_process():
+        with written_whole(args.out) as path:
+            mmengine.dump(metrics, path, Path(args.out).suffix[1:])
     console.result(metrics, None, args.out or args.show_dir)
 
 

@@ -1,6 +1,7 @@
 """Train a model from a config, with the flags of MMPretrain's own tool."""
 
 import argparse
+import shlex
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -66,25 +67,21 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
                 loader.persistent_workers = False
 
 
-def show_header(runner: Runner, cfg: Config) -> None:
-    """Print what is trained on what.
+def check_batches(runner: Runner, cfg: Config) -> None:
+    """Refuse data that give no whole batch.
 
     Raises:
-        ValueError: If there is no whole batch of training images.
+        ValueError: With the size of a batch.
     """
+    if runner.train_loop is None:
+        raise ValueError('the config has no train_cfg, train_dataloader and '
+                         'optim_wrapper: name a config that trains.')
     loader = runner.train_dataloader
     if not len(loader):
         raise ValueError(
             f'{len(loader.dataset)} training images give no batch of '
-            f'{loader.batch_size or cfg.train_dataloader.batch_size} with '
-            'drop_last: set a smaller train_dataloader.batch_size.')
-    rows = console.describe_model(runner.model, cfg, trained=True)
-    rows['train'] = console.describe_data(loader.dataset,
-                                          cfg.train_dataloader.batch_size)
-    if cfg.get('val_dataloader') is not None:
-        rows['val'] = console.describe_data(runner.val_dataloader.dataset)
-    rows['log'] = console.log_file(runner)
-    console.header(rows)
+            f'{cfg.train_dataloader.get("batch_size")} with drop_last: set a '
+            'smaller train_dataloader.batch_size.')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -92,22 +89,39 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     apply_flags(cfg, args)
     runner = build_runner(cfg, args)
-    show_header(runner, cfg)
-    shown = ConsoleHook()
+    check_batches(runner, cfg)
+
+    def about(runner: Runner) -> dict[str, str]:
+        rows = console.describe_model(runner.model, cfg, trained=True)
+        rows['train'] = console.describe_data(
+            runner.train_dataloader.dataset,
+            cfg.train_dataloader.get('batch_size'))
+        if runner.val_loop is not None:
+            rows['val'] = console.describe_data(runner.val_dataloader.dataset)
+        if args.resume:
+            rows['resume'] = 'the last checkpoint of the work dir, if there ' \
+                'is one' if args.resume == 'auto' else args.resume
+        rows['log'] = console.log_file(runner)
+        return rows
+
+    shown = ConsoleHook(about)
     runner.register_hook(shown)
     runner.train()
     known = runner.message_hub.runtime_info
-    metrics, file = shown.metrics, known.get('last_ckpt')
-    key = None
-    if known.get('best_ckpt') and known.get('best_score') is not None:
-        file = known['best_ckpt']
-        hook = next(h for h in runner.hooks if hasattr(h, 'key_indicators'))
-        key = (hook.key_indicators or [None])[0]
-        metrics = {**metrics, key: known['best_score']}
+    file = known.get('best_ckpt') or known.get('last_ckpt')
     console.result(
-        metrics, key, file,
-        f'gap-plugin test {args.config} {console.short(file)}'
+        shown.best or shown.metrics, _chosen_by(runner), file,
+        f'gap-plugin test {shlex.quote(args.config)} '
+        f'{shlex.quote(console.short(file))}'
         f'{console.typed(args, "work_dir")}' if file else None)
+
+
+def _chosen_by(runner: Runner) -> str | None:
+    """The metric that the best checkpoint is chosen by."""
+    for hook in runner.hooks:
+        for key in getattr(hook, 'key_indicators', None) or ():
+            return key
+    return None
 
 
 main = command(flags, run)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -140,7 +141,7 @@ def readable(names: list[str], files: list[int], split: str,
             raise ValueError(f'{told}; remove them, or leave them out '
                              'with skip_bad=True.')
         if rank == 0:
-            print(f'{told}; left out.')
+            warnings.warn(f'{told}; left out.', stacklevel=3)
     return np.asarray(left)
 
 

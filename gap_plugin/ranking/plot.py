@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import textalloc  # noqa: E402, after the choice above
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
+import textalloc
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 #: How many of the best are named after those on the front, as room allows.
 LABELS = 25
@@ -26,14 +23,20 @@ def pareto(rows: list[dict]) -> list[dict]:
 
 
 def plot(rows: list[dict], path: Path) -> None:
+    """Write :func:`draw`'s picture to a PNG file."""
+    # by name of the format: the file is put in its place afterwards
+    draw(rows).savefig(path, dpi=150, format='png')
+
+
+def draw(rows: list[dict]) -> Figure:
     """Draw networks as dots, whose area is their number of parameters.
 
     Args:
         rows: With ``model``, ``accuracy``, ``metric``, ``images_per_s`` and
             ``params_m`` (millions); the best first.
-        path: PNG file.
     """
-    figure, axes = plt.subplots(figsize=(10, 6.5), layout='constrained')
+    figure = Figure(figsize=(10, 6.5), layout='constrained')
+    axes = figure.add_subplot()
     largest = max(row['params_m'] for row in rows)
 
     def area(params: float) -> float:
@@ -79,6 +82,4 @@ def plot(rows: list[dict], path: Path) -> None:
         min_distance=.01, max_distance=.3, nbr_candidates=600,
         avoid_label_lines_overlap=True, avoid_crossing_label_lines=True,
         draw_all=False)
-    # by name of the format: the file is put in its place afterwards
-    figure.savefig(path, dpi=150, format='png')
-    plt.close(figure)
+    return figure
