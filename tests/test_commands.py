@@ -109,6 +109,14 @@ def test_arguments_become_flags_and_names_stay_as_they_are():
                     'or --val-share')
 
 
+def images(root, count):
+    """Two classes, so many images each."""
+    for name in ('black', 'white'):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new('RGB', (40, 40), name).save(root / name / f'{i}.png')
+
+
 def test_an_error_of_a_worker_is_told_by_its_cause():
     text = ('Caught ValueError in DataLoader worker process 0.\nOriginal '
             "Traceback:\n  ...\nValueError: 'x.jpg' cannot be read\n")
@@ -116,12 +124,8 @@ def test_an_error_of_a_worker_is_told_by_its_cause():
 
 
 def test_a_broken_image_is_named_by_a_worker_of_a_training(tmp_path):
-    for name in ('black', 'white'):
-        for i in range(8):
-            path = tmp_path / 'images' / name / f'{i}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new('RGB', (40, 40), name).save(path)
-    main('new-config'.replace('-', '_'), 'test_resnet', '--data-root',
+    images(tmp_path / 'images', 8)
+    main('new_config', 'test_resnet', '--data-root',
          tmp_path / 'images', '--out', tmp_path / 'c.py', '--img-size', 64,
          '--epochs', 1, '--batch-size', 4, '--workers', 1)
     for path in (tmp_path / 'images').rglob('*.png'):
@@ -134,11 +138,7 @@ def test_a_broken_image_is_named_by_a_worker_of_a_training(tmp_path):
 
 
 def test_images_that_are_left_out_are_said(tmp_path):
-    for name in ('black', 'white'):
-        for i in range(6):
-            path = tmp_path / 'images' / name / f'{i}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new('RGB', (40, 40), name).save(path)
+    images(tmp_path / 'images', 6)
     main('new_config', 'test_resnet', '--data-root', tmp_path / 'images',
          '--out', tmp_path / 'c.py', '--img-size', 64, '--workers', 0)
     cfg = Config.fromfile(str(tmp_path / 'c.py'))

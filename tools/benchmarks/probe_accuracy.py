@@ -76,7 +76,8 @@ def main() -> None:
                 folder / 'work', '--epochs', args.epochs)
             slow, quick = (scalars(folder / 'frozen'),
                            scalars(folder / 'work' / 'probe'))
-            told = float(re.findall(r'pth: accuracy/top1 ([\d.]+)', text)[0])
+            told = float(re.findall(r'^accuracy/top1 ([\d.]+)$', text,
+                                    re.M)[0])
             train, val = (FeatureStore(folder / 'work' / 'features' / split)
                           for split in ('train', 'val'))
             scaler = StandardScaler().fit(train.features)

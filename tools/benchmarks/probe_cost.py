@@ -74,8 +74,8 @@ def main() -> None:
 
             order = (probe, test) if i % 2 == 0 else (test, probe)
             found = {f.__name__: f() for f in order}
-            top1 = re.findall(r'linear_probe\.pth: accuracy/top1 ([\d.]+)',
-                              found['probe'][1])[-1]
+            top1 = re.findall(r'^accuracy/top1 ([\d.]+)$',
+                              found['probe'][1], re.M)[-1]
             row = dict(probe_s=found['probe'][0], test_s=found['test'][0],
                        ratio=found['probe'][0] / found['test'][0],
                        top1=float(top1))
