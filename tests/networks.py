@@ -148,6 +148,10 @@ _OF_LEVELS = {
     'test_levels_are_maps_of_the_published_width_and_stride',
     'test_levels_equal_timms_features_only'
 }
+#: a network whose levels have another stride than timm says there,
+_OTHER_STRIDE = {
+    ('test_levels_are_maps_of_the_published_width_and_stride', 'pit_ti_224')
+}
 #: weights that are not read: a Swin without its classifier is taken for one
 #: of old names, and timm itself reads another format than that of the file,
 _UNREADABLE = {
@@ -178,6 +182,8 @@ def lacks(test: str, parameters: dict[str, Any]) -> str | None:
             return f'{name} does not say where its maps are in {this}'
         if test in _OF_LEVELS and name in _WITHOUT_LEVELS:
             return f'{name} gives no levels in {this}'
+        if (test, name) in _OTHER_STRIDE:
+            return f'{this} says another stride of the levels of {name}'
         if (test, name) in _UNREADABLE:
             return f'{this} cannot read such weights of {name}'
     return None
