@@ -30,15 +30,15 @@ def bar(total: int, what: str, unit: str = 'images',
     Yields:
         A function that takes how many more are done.
     """
-    console = Console(stderr=True)
+    if not (shown and sys.stderr.isatty()) or os.environ.get('NO_COLOR'):
+        yield lambda count: None
+        return
     columns = (TextColumn('{task.description}'), BarColumn(),
                MofNCompleteColumn(),
                TextColumn(f'{unit}  {{task.fields[speed]}}'),
                TimeRemainingColumn())
-    shown = (shown and sys.stderr.isatty()
-             and not os.environ.get('NO_COLOR'))
-    with Progress(*columns, console=console, transient=True,
-                  disable=not shown) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True,
+                  redirect_stdout=False) as progress:
         task = progress.add_task(what, total=total, speed='')
 
         def advance(count: int) -> None:
