@@ -167,8 +167,8 @@ def write_config(request: NewConfig, read: bool = True
     files = {**data.lists, request.path: config_text(request, data)}
     there = [str(path) for path in files if path.exists()]
     if there and not request.force:
-        raise ValueError(f'{shorten(there)} are there already: use '
-                         'force=True to write over them, or another file.')
+        raise ValueError(f'already there: {shorten(there)}; use force=True to '
+                         'write over, or another file.')
     request.path.parent.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         with written_whole(path) as temporary:

@@ -171,13 +171,19 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
     console.header(dict(
         console.describe_model(model, cfg), stores=str(out)))
     stores = {}
+    known = {name for name in passes if (out / name).exists()}
+    if known < set(passes):
+        console.header({'pass': 'over the images of ' + ', '.join(
+            name for name in passes if name not in known)})
     for name, (split, view) in passes.items():
         stores[name] = extract(
             model, cfg, split, out / name, dtype=args.dtype, amp=args.amp,
             skip_bad=args.skip_bad, force=args.force, view=view)
         rows, width = stores[name].features.shape
         console.header({name: f'{rows} x {width} '
-                        f'{stores[name].features.dtype}'})
+                        f'{stores[name].features.dtype}'
+                        + (', from an earlier pass' if name in known
+                           and not args.force else '')})
     return stores
 
 

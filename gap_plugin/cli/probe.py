@@ -147,6 +147,8 @@ def run(args: argparse.Namespace) -> None:
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     others = other_rows(args, stores, seed)
     metainfo = stores['train'].description['metainfo']
+    console.header(dict(probe=f'{args.epochs} epochs on stored features, '
+                        f'log in {console.short(work_dir / "probe")}'))
     result = probe(
         model, cfg,
         [stores[f'view_{i}'] for i in range(args.views)] or stores['train'],
