@@ -103,10 +103,10 @@ def error_of(error, *added):
 
 def test_arguments_become_flags_and_names_stay_as_they_are():
     text = error_of(
-        ValueError("data_root='/tmp/data_root' and force=True, '/a/out=3' "
+        ValueError("data_root='my/data_root' and force=True, '/a/out=3' "
                    'or val_share'), '--data-root', '--force', '--out',
         '--val-share')
-    assert text == ("--data-root '/tmp/data_root' and --force, '/a/out=3' "
+    assert text == ("--data-root 'my/data_root' and --force, '/a/out=3' "
                     'or --val-share')
 
 
