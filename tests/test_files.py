@@ -71,7 +71,8 @@ def test_a_write_that_fails_leaves_the_former_file(tmp_path, error, told):
 
 
 def test_only_files_opened_for_writing_are_flushed(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip('fcntl')
+    fcntl = pytest.importorskip(
+        'fcntl', reason='Windows tells no mode of an open file')
     fsync, modes = os.fsync, []
 
     def watch(handle):
