@@ -2,41 +2,41 @@
 
 import copy
 import csv
-import functools
+import json
 import re
-import signal
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 
 from commands import DIGITS, OURS, STOCK, python, reported
-from gap_plugin.features import FeatureStore, StoreWriter, extract
+from gap_plugin.features import StoreWriter, extract
 from gap_plugin.probing import (
     check_frozen,
     few_shot,
     grid,
+    interval,
     knn,
+    logistic,
     probe,
     probe_model,
 )
-from gap_plugin.probing.batches import (
-    FeatureBatches,
-    feature_loader,
-    takes_whole,
-)
-from gap_plugin.probing.candidates import Candidates
-from gap_plugin.probing.evaluation import BatchEvaluator, build_evaluator
-from gap_plugin.probing.schedule import stretched
-from kills import KILLS, fork, moments
-from networks import full
+from gap_plugin.probing.choice import folds
+from gap_plugin.probing.metrics import evaluate
+from gap_plugin.probing.parts import Candidates
+from gap_plugin.probing.rows import Batches, Rows
+from gap_plugin.probing.schedule import Schedule
+from gap_plugin.probing.training import _Run
 from runs import digits
+
+CPU = torch.device('cpu')
 
 FROZEN = {'model.backbone.frozen_stages': 'all',
           'train_dataloader.batch_size': 64}
@@ -59,23 +59,25 @@ def run_probe(options, folder, epochs=3, **kwargs):
     return model, metrics
 
 
-def test_a_probe_learns_what_frozen_training_from_images_learns(tmp_path):
-    # the last epoch of both, without a choice by validation
-    options = {**FROZEN, 'val_evaluator': dict(type='Accuracy', topk=(1, )),
-               'default_hooks.checkpoint': dict(
-                   type='CheckpointHook', interval=1)}
+@pytest.mark.parametrize('sampler', ['DefaultSampler', 'ByClass'])
+def test_a_probe_learns_what_frozen_training_from_images_learns(
+        tmp_path, sampler):
+    options = {**FROZEN, 'train_dataloader.sampler': dict(
+                   type=sampler, _delete_=True),
+               'train_cfg.max_epochs': 3, 'param_scheduler': [
+                   dict(type='LinearLR', start_factor=.1, end=1,
+                        convert_to_iter_based=True),
+                   dict(type='ExponentialLR', gamma=.5, begin=1)]}
     model, cfg = digits(options)
     torch.save(model.state_dict(), tmp_path / 'start.pth')
     train, _ = stores(model, cfg, tmp_path)
-    probe(model, cfg, train, None, epochs=3, work_dir=tmp_path / 'probe',
-          metainfo={})
+    probe(model, cfg, train, None, epochs=3)
     cfg.load_from = str(tmp_path / 'start.pth')
     cfg.work_dir = str(tmp_path / 'frozen')
     cfg.train_dataloader.dataset.pipeline = (
         cfg.test_dataloader.dataset.pipeline)
-    cfg.param_scheduler = stretched(cfg, 3, 22)
-    cfg.train_cfg = dict(by_epoch=True, max_epochs=3)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
     runner = Runner.from_cfg(cfg)
     runner.train()
     other = runner.model.state_dict()
@@ -85,6 +87,23 @@ def test_a_probe_learns_what_frozen_training_from_images_learns(tmp_path):
     start = torch.load(tmp_path / 'start.pth', weights_only=True)
     assert (other['head.fc.weight'] - start['head.fc.weight']
             ).abs().max() > 0.01
+
+
+@DATA_SAMPLERS.register_module()
+class ByClass(torch.utils.data.Sampler):
+    """Two images of the classes 0 and 1 each, over and over."""
+
+    def __init__(self, dataset, seed):
+        labels = np.array([dataset.get_data_info(i)['gt_label']
+                           for i in range(len(dataset))])
+        self.rows = np.concatenate([
+            np.flatnonzero(labels == c)[:2] for c in (0, 1)]).tolist() * 40
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
 
 
 def test_the_stock_test_tool_reports_what_the_probe_reported(tmp_path):
@@ -106,26 +125,28 @@ def test_the_tool_tells_all_results_in_one_table(tmp_path):
     text = python(OURS / 'linear_probe.py', DIGITS, '--work-dir',
                 tmp_path, '--epochs', 3, '--freeze', '--lr', 1e-4, 1e-2,
                 '--weight-decay', 0, 0.05, '--knn', 5, 20, '--shots', 2,
-                '--views', 2, '--test')
+                '--views', 2, '--test', '--folds', 3, '--logistic')
     assert 'the test images are the validation images' in text
     assert {p.name for p in (tmp_path / 'features').iterdir()} == {
         'train', 'val', 'test', 'view_0', 'view_1'}
     with open(tmp_path / 'linear_probe.csv', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     by = {key: [row for row in rows if (row['method'], row['split']) == key]
-          for key in (('probe', 'val'), ('probe', 'test'), ('k-NN', 'val'),
-                      ('few-shot', 'val'))}
-    assert [len(found) for found in by.values()] == [4, 1, 2, 1]
-    assert {(row['lr'], row['weight_decay']) for row in
-            by['probe', 'val']} == {
-                (lr, decay) for lr in ('0.0001', '0.01')
-                for decay in ('0.0', '0.05')}
-    (kept, ) = [row for row in by['probe', 'val'] if row['kept'] == 'True']
-    assert float(kept['value']) == max(
-        float(row['value']) for row in by['probe', 'val'])
+          for key in (('probe', 'train, 3 folds'), ('probe', 'val'),
+                      ('probe', 'test'), ('k-NN', 'val'),
+                      ('few-shot', 'val'), ('logistic', 'val'),
+                      ('logistic', 'train, 3 folds'))}
+    assert [len(found) for found in by.values()] == [4, 1, 1, 2, 1, 1, 1]
+    chosen = by['probe', 'train, 3 folds']
+    assert {(row['lr'], row['weight_decay']) for row in chosen} == {
+        (lr, decay) for lr in ('0.0001', '0.01') for decay in ('0.0', '0.05')}
+    (kept, ) = [row for row in chosen if row['kept'] == 'True']
+    assert float(kept['value']) == max(float(row['value']) for row in chosen)
+    assert float(kept['std']) >= 0
+    (val, ), (test, ) = by['probe', 'val'], by['probe', 'test']
+    assert float(val['low']) < float(val['value']) < float(val['high'])
     # of one and the same images
-    assert float(by['probe', 'test'][0]['value']) == pytest.approx(
-        float(kept['value']), abs=1e-3)
+    assert test['value'] == val['value']
     assert [row['k'] for row in by['k-NN', 'val']] == ['5', '20']
     for row in rows:
         assert re.search(rf'{row["method"]} .*{float(row["value"]):.6g}',
@@ -161,46 +182,42 @@ def fake_store(folder, labels, width=16, centres=None):
 
 
 HEADS = {
-    'linear': (dict(type='LinearHead', num_classes=3, in_channels=16), True),
-    'stock': (dict(type='LinearClsHead', num_classes=3, in_channels=16),
-              True),
-    'smooth': (dict(type='LinearHead', num_classes=3, in_channels=16,
-                    loss=dict(type='LabelSmoothLoss', label_smooth_val=.1)),
-               True),
-    'arcface': (dict(type='ArcFaceClsHead', num_classes=3, in_channels=16),
-                True),
-    'multi-label': (dict(type='MultiLabelLinearClsHead', num_classes=3,
-                         in_channels=16), False),
+    'linear': dict(type='LinearHead', num_classes=3, in_channels=16),
+    'stock': dict(type='LinearClsHead', num_classes=3, in_channels=16),
+    'smooth': dict(type='LinearHead', num_classes=3, in_channels=16,
+                   loss=dict(type='LabelSmoothLoss', label_smooth_val=.1)),
+    'dropout': dict(type='LinearHead', num_classes=3, in_channels=16,
+                    dropout=.5),
+    'arcface': dict(type='ArcFaceClsHead', num_classes=3, in_channels=16),
+    'multi-label': dict(type='MultiLabelLinearClsHead', num_classes=3,
+                        in_channels=16),
 }
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_any_head_is_trained_on_the_labels_of_its_rows(tmp_path, kind):
-    head, whole = HEADS[kind]
+def test_any_head_is_trained_with_its_own_loss(tmp_path, kind):
     model, cfg = digits({
-        'model.head': head, 'model.neck': [
+        'model.head': HEADS[kind], 'model.neck': [
             dict(type='GAPNeck'), dict(type='BNNeck', in_channels=16)],
-        'model.backbone.out_indices': (0, ),
         'model.type': 'ImageClassifier',
         'train_dataloader.batch_size': 8})
     labels = [i % 3 for i in range(21)]
-    if not whole:
+    if kind == 'multi-label':
         labels = np.eye(3, dtype=np.float32)[labels]
     store = fake_store(tmp_path / 'train', labels)
     short = probe_model(model)
-    assert takes_whole(short, store) is whole
-    rows = np.array([3, 1, 20, 7])
-    losses = []
-    for together in ([True, False] if whole else [False]):
-        data = FeatureBatches([store], {}, together)[rows]
-        losses.append(short.eval()(**short.data_preprocessor(data),
-                                   mode='loss')['loss'])
-    torch.testing.assert_close(losses[0], losses[-1], rtol=0, atol=0)
-    before = model.head.fc.weight.clone() if kind != 'arcface' else None
-    probe(model, cfg, store, None, epochs=2, work_dir=tmp_path / 'w',
-          metainfo={})
-    if before is not None:
-        assert (model.head.fc.weight - before).abs().max() > 0
+    trained = Candidates(short, 1)
+    assert trained.linear is (kind not in ('dropout', 'arcface'))
+    x, y = Rows([store], CPU).take(torch.tensor([3, 1, 20, 7]))
+    trained.train(False)
+    own = short.loss(x, [
+        DataSample().set_gt_score(row) if y.is_floating_point() else
+        DataSample().set_gt_label(row) for row in y])['loss']
+    torch.testing.assert_close(trained.loss(x, y)['loss'], own)
+    before = copy.deepcopy(model.head.state_dict())
+    probe(model, cfg, store, None, epochs=2)
+    for name, value in model.head.state_dict().items():
+        assert (value - before[name]).abs().max() > 0
 
 
 def test_labels_out_of_range_are_named(tmp_path):
@@ -208,8 +225,7 @@ def test_labels_out_of_range_are_named(tmp_path):
     store = fake_store(tmp_path / 'train', [0, 10, 3])
     with pytest.raises(ValueError, match='labels from 0 to 10, but '
                        'num_classes of the head is 10'):
-        probe(model, cfg, store, None, epochs=1, work_dir=tmp_path,
-              metainfo={})
+        probe(model, cfg, store, None, epochs=1)
 
 
 def test_fewer_rows_than_a_batch_are_named(tmp_path):
@@ -217,59 +233,57 @@ def test_fewer_rows_than_a_batch_are_named(tmp_path):
     store = fake_store(tmp_path / 'train', [0, 1, 2], 192)
     with pytest.raises(ValueError, match='3 training images give no batch '
                        'of 64'):
-        probe(model, cfg, store, None, epochs=1, work_dir=tmp_path,
-              metainfo={})
+        probe(model, cfg, store, None, epochs=1)
 
 
-def test_the_schedule_is_stretched():
-    cfg = Config.fromfile(DIGITS)  # 2 epochs of warm-up of 12
-    warm, cosine = stretched(cfg, 120, 22)
-    assert (warm['end'], cosine['begin'], cosine['end']) == (20, 20, 120)
-    assert cfg.param_scheduler[0]['end'] == 2
-    assert [s['type'] for s in stretched(cfg, 1, 22)] == [
-        'CosineAnnealingLR']
+def rates(schedulers, own, epochs, length=10, lr=1.):
+    """Learning rates, step by step, of ``own`` epochs made ``epochs``."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    step = optimizer.step
+    schedule = Schedule(schedulers, optimizer, own * length, length,
+                        epochs * length)
+    assert optimizer.step == step  # schedulers count its calls otherwise
+    found = []
+    for i in range(epochs * length):
+        schedule.apply(i)
+        found.append(optimizer.param_groups[0]['lr'])
+    return np.array(found)
 
 
-@pytest.mark.parametrize('kills', [KILLS, full(20)])
-def test_a_probe_killed_at_any_moment_goes_on_to_the_same_end(
-        tmp_path, kills):
-    options = {**FROZEN, 'randomness': dict(seed=0)}
-    _, metrics = run_probe(options, tmp_path / 'whole', epochs=12)
-    stores(*digits(options), tmp_path)
-
-    def work(folder, moment=None):
-        return fork(lambda: _probe(options, tmp_path, folder),
-                    rf'{folder}/.*\.pth', moment)
-
-    status, count = work(tmp_path / 'count')
-    assert status == 0 and count > 24  # an epoch writes a checkpoint
-    began = []
-    for moment in moments(count, kills):
-        folder = tmp_path / 'probe' / str(moment)
-        status, _ = work(folder, moment)
-        assert status == -signal.SIGKILL
-        began.append((folder / 'last.pth').exists())
-        found = _probe(options, tmp_path, folder)
-        assert found == metrics
-    # ahead of all checkpoints, and in mid-training
-    assert began == sorted(began) and not began[0] and sum(began) > 1
+SCHEDULES = {
+    'warm-up and cosine': [
+        dict(type='LinearLR', start_factor=.01, end=2,
+             convert_to_iter_based=True),
+        dict(type='CosineAnnealingLR', T_max=8, begin=2)],
+    'exponential': [dict(type='ExponentialLR', gamma=.97)],
+    'steps': dict(type='MultiStepLR', milestones=[3, 7], gamma=.1),
+    'endless': [dict(type='StepLR', step_size=1, end=float('inf'))],
+    'restarts': [dict(type='CosineRestartLR', periods=[4, 6],
+                      restart_weights=[1, .5], eta_min=0)],
+    'iterations': [dict(type='PolyLR', by_epoch=False, end=100)],
+}
 
 
-def test_another_probe_is_not_gone_on_with(tmp_path):
-    run_probe(FROZEN, tmp_path, epochs=2)
-    with pytest.raises(ValueError, match=r'last\.pth.* is of another probe: '
-                       r'epochs 2 against 3 now'):
-        run_probe(FROZEN, tmp_path, epochs=3, resume=True)
-    run_probe(FROZEN, tmp_path, epochs=2, resume=True)
-
-
-def _probe(options, stores_in, folder):
-    torch.set_num_threads(1)
-    model, cfg = digits(options)
-    return probe(
-        model, cfg, FeatureStore(stores_in / 'train'),
-        FeatureStore(stores_in / 'val'), epochs=12, work_dir=folder,
-        metainfo=dict(classes='0' * 10), resume=True, keep_every=0)
+@pytest.mark.parametrize('kind', SCHEDULES)
+def test_the_schedule_is_stretched_whatever_it_counts(kind):
+    own = rates(SCHEDULES[kind], 10, 10)
+    assert own.min() < own.max()
+    # by MMEngine's own means
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
+    cfgs = SCHEDULES[kind]
+    built = [PARAM_SCHEDULERS.build(dict(cfg), default_args=dict(
+        optimizer=optimizer, epoch_length=10))
+        for cfg in (cfgs if isinstance(cfgs, list) else [cfgs])]
+    expected = []
+    for i in range(100):
+        expected.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for one in built:
+            if not one.by_epoch or i % 10 == 9:
+                one.step()
+    np.testing.assert_array_equal(own, expected)
+    np.testing.assert_array_equal(rates(cfgs, 10, 100), own.repeat(10))
+    np.testing.assert_array_equal(rates(cfgs, 10, 2), own[::5])
 
 
 SIXTEEN = {
@@ -304,81 +318,79 @@ VARIANTS = {
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_heads_trained_at_once_end_as_each_alone(tmp_path, variant):
-    options, fused = VARIANTS[variant]
-    options = {**SIXTEEN, **options}
+    options, linear = VARIANTS[variant]
     train, val = small_stores(tmp_path)
     # ten equal ones, and two others, that must not disturb them
-    names = [str(i) for i in range(10)] + ['fast', 'off']
-    settings = [dict(lr=1e-3)] * 10 + [dict(lr=1e-2), dict(lr=1e30)]
-    model, cfg = digits(options)
-    candidates = Candidates(probe_model(model), names)
-    assert candidates.fused is fused
-    wrappers = candidates.optim_wrappers(cfg.optim_wrapper, settings)
-    loader = feature_loader([train], {}, True, 8)
-    candidates.train()
-    for _ in range(3):
-        for batch in loader:
-            candidates.train_step(batch, wrappers)
+    settings = {str(i): dict(lr=1e-3) for i in range(10)}
+    settings.update(fast=dict(lr=1e-2), off=dict(lr=1e30))
+    model, cfg = digits({**SIXTEEN, **options})
+    start = copy.deepcopy(model.state_dict())
+    rows, val_rows = (Rows([store], CPU) for store in (train, val))
+    together = Candidates(probe_model(model), len(settings))
+    assert together.linear is linear
+    run = _Run(cfg, 3, None)
+    run.train(together, settings, rows)
     for index in (0, 9, 10):
-        alone, cfg = digits(options)
-        alone.load_state_dict(model.state_dict())
+        alone, cfg = digits({**SIXTEEN, **options})
+        alone.load_state_dict(start)
         one = probe_model(alone)
-        assert (one.product is not None) is fused
-        one.product = None  # by its neck and head, as from images
-        wrapper = Candidates.optim_wrappers(
-            _Named([one]), cfg.optim_wrapper, [settings[index]])['one']
+        wrapper = copy.deepcopy(cfg.optim_wrapper)
+        wrapper.optimizer.update(list(settings.values())[index])
+        wrapper = build_optim_wrapper(one, wrapper)
+        wrapper.initialize_count_status(one, 0, 18)
+        schedule = Schedule(cfg.param_scheduler, wrapper.optimizer, 12 * 6, 6,
+                            18)
         one.train()
-        for _ in range(3):
-            for batch in loader:
-                one.train_step(batch, wrapper)
-        for name, value in candidates.members[index].state_dict().items():
+        torch.manual_seed(0)
+        batches = Batches(cfg.train_dataloader, rows, 0)
+        for step, chosen in enumerate(
+                b for epoch in range(3) for b in batches.of(epoch)):
+            schedule.apply(step)
+            x, y = rows.take(chosen)
+            wrapper.update_params(one.parse_losses(one.loss(x, [
+                DataSample().set_gt_label(label) for label in y]))[0])
+        for name, value in together.models[index].state_dict().items():
             torch.testing.assert_close(value, one.state_dict()[name],
                                        msg=lambda m, n=name: f'{n}: {m}')
-        candidates.eval()
-        one.eval()
-        (batch, ) = feature_loader([val], {}, False, 48)
-        scores = [sample['pred_score'] for sample in
-                  candidates.val_step(batch)[index]]
+        together.train(False)
         torch.testing.assert_close(
-            scores, [s['pred_score'] for s in one.val_step(batch)])
-        candidates.train()
-    start = model.head.fc.weight if fused else None
-    if fused:
-        assert (one.head.fc.weight - start).abs().max() > 1e-3
-        assert candidates.diverged(11) or candidates.members[
+            together.logits(val_rows.take(torch.arange(48))[0])[:, index],
+            one.eval().head(one.extract_feat(
+                val_rows.take(torch.arange(48))[0])))
+    if linear:
+        assert (one.head.fc.weight - start['head.fc.weight']
+                ).abs().max() > 1e-3
+        assert together.diverged()[11] or together.models[
             11].head.fc.weight.abs().max() > 1e20
 
 
 METRICS = {
-    'accuracy': ([dict(type='Accuracy', topk=(1, 2), thrs=(0., .34)),
-                  dict(type='SingleLabelMetric', prefix='own',
-                       items=('precision', 'recall', 'support'))], True),
-    'another': ([dict(type='Accuracy', topk=(1, )),
-                 dict(type='ConfusionMatrix')], False),
+    'accuracy': [dict(type='Accuracy', topk=(1, 2), thrs=(0., .34, None)),
+                 dict(type='Accuracy', topk=(1, ), prefix='own')],
+    'another': [dict(type='Accuracy', topk=(1, )),
+                dict(type='SingleLabelMetric', prefix='own',
+                     items=('precision', 'recall', 'support'))],
 }
 
 
 @pytest.mark.parametrize('kind', METRICS)
-def test_whole_batches_are_evaluated_as_the_host_does(tmp_path, kind):
-    metrics, whole = METRICS[kind]
+def test_metrics_are_those_of_the_host_to_the_last_digit(tmp_path, kind):
     _, val = small_stores(tmp_path)
     model, _ = digits(SIXTEEN)
-    short = probe_model(model).eval()
-    evaluator = build_evaluator(metrics, short, val.labels)
-    assert (type(evaluator) is BatchEvaluator) is whole
-    found = []
-    for evaluate, rows in ((evaluator, whole), (Evaluator(metrics), False)):
-        evaluate.dataset_meta = dict(classes='abc')
-        for _ in range(2):  # an epoch leaves nothing to the next one
-            # the last batch has one row
-            for batch in feature_loader([val], {}, rows, 47):
-                evaluate.process(short.val_step(batch), batch)
-            found.append(evaluate.evaluate(len(val)))
-    assert any(key.startswith('accuracy/top1') for key in found[0])
-    for other in found[1:]:
-        assert found[0].keys() == other.keys()
-        for key, value in found[0].items():
-            np.testing.assert_array_equal(value, other[key])
+    rows = Rows([val], CPU, dict(classes='abc'))
+    trained = Candidates(probe_model(model), 3)
+    for one in trained.models:
+        torch.nn.init.normal_(one.head.fc.weight)
+    found = evaluate(METRICS[kind], trained, rows, 47)  # and one of one row
+    assert found[0] != found[1] != found[2]
+    for one, ours in zip(trained.models, found, strict=True):
+        evaluator = Evaluator(copy.deepcopy(METRICS[kind]))
+        evaluator.dataset_meta = rows.metainfo
+        for chosen in torch.arange(48).split(47):
+            x, labels = rows.take(chosen)
+            evaluator.process(one.predict(x, [
+                DataSample().set_gt_label(label) for label in labels]))
+        assert ours == evaluator.evaluate(48)
 
 
 def test_a_picture_hook_and_a_chosen_kernel_are_no_hindrance(tmp_path):
@@ -387,76 +399,128 @@ def test_a_picture_hook_and_a_chosen_kernel_are_no_hindrance(tmp_path):
         **SIXTEEN, 'default_hooks.visualization': dict(
             type='VisualizationHook', enable=True, interval=1),
         'optim_wrapper.optimizer.foreach': True})
-    result = probe(model, cfg, train, val, epochs=1, metainfo={},
-                   work_dir=tmp_path / 'w')
-    model.eval()
-    right = model.head(model.neck((torch.from_numpy(np.array(
-        val.features)), ))).argmax(1).numpy() == val.labels
+    result = probe(model, cfg, train, val, epochs=1)
     assert result.metrics['accuracy/top1'] == pytest.approx(
-        100 * right.mean(), abs=1e-3)
+        top1(model, val), abs=1e-3)
 
 
-class _Named:
-    names = ['one']
-
-    def __init__(self, members):
-        self.members = members
-
-
-def test_the_best_setting_on_the_validation_split_is_kept(tmp_path):
+@pytest.mark.parametrize('select', ['cv', 'val'])
+def test_the_best_setting_is_kept(tmp_path, select):
     train, val = small_stores(tmp_path)
     model, cfg = digits(SIXTEEN)
-    torch.manual_seed(0)
     settings = grid([1e-9, 1e-2, 1e38], [0., 0.1])
     assert list(settings) == [
         f'lr={lr},weight_decay={d}' for lr in ('1e-09', '0.01', '1e+38')
         for d in ('0', '0.1')]
-    result = probe(model, cfg, train, val, epochs=4, work_dir=tmp_path / 'w',
-                   metainfo=dict(classes='abc'), settings=settings, test=val)
+    result = probe(model, cfg, train, val, epochs=8, settings=settings,
+                   test=val, select=select, fold_count=3)
     values = {(row['lr'], row['weight_decay']): row for row in result.table}
     assert len(values) == 6
     assert np.isnan(values[1e38, 0.1]['value'])
     (kept, ) = [row for row in result.table if row['kept']]
-    assert kept['lr'] == 1e-2
+    assert kept['lr'] == result.setting['lr'] == 1e-2
     assert kept['value'] > values[1e-9, 0.]['value'] + 10
-    assert result.metrics['accuracy/top1'] == pytest.approx(kept['value'])
+    if select == 'val':
+        assert result.metrics['accuracy/top1'] == kept['value']
+    else:
+        assert kept['split'] == 'train, 3 folds' and kept['std'] > 0
     assert result.test_metrics == result.metrics
     # the model has the weights that the metrics are of
+    assert result.metrics['accuracy/top1'] == pytest.approx(
+        top1(model, val), abs=1e-3)
+
+
+def top1(model, store):
     model.eval()
-    features = torch.from_numpy(np.array(val.features))
+    features = torch.from_numpy(np.array(store.features))
     found = model.head(model.neck((features, ))).argmax(1).numpy()
-    assert (found == val.labels).mean() * 100 == pytest.approx(
-        kept['value'], abs=1e-3)
-    with pytest.raises(ValueError, match='6 settings .* no validation'):
-        probe(model, cfg, train, None, epochs=4, work_dir=tmp_path / 'x',
-              metainfo={}, settings=settings)
+    return (found == store.labels).mean() * 100
+
+
+def test_cross_validation_never_looks_at_the_validation_split(tmp_path):
+    train, val = small_stores(tmp_path)
+    weights, tables = [], []
+    for labels in (val.labels, (val.labels + 1) % 3):
+        val.labels = labels
+        model, cfg = digits(SIXTEEN)
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.head.fc.weight, std=.01)
+        result = probe(model, cfg, train, val, epochs=4, fold_count=3,
+                       settings=grid([1e-3, 1e-2], None))
+        weights.append(model.head.fc.weight.detach())
+        tables.append(result.table)
+    assert tables[0] == tables[1]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    with pytest.raises(ValueError, match='49 folds'):
+        probe(model, cfg, train, val, epochs=1, fold_count=49,
+              settings=grid([1e-3, 1e-2], None))
+    with pytest.raises(ValueError, match="select='val' and no validation"):
+        probe(model, cfg, train, None, epochs=1, select='val')
+
+
+def test_folds_are_alike_and_keep_an_image_together():
+    labels = np.random.default_rng(0).integers(0, 4, 103)
+    names = np.array([f'{i}.png' for i in range(103)])
+    found = folds(labels, names, 5, 0)
+    for label in range(4):
+        counts = np.bincount(found[labels == label], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    twice = folds(np.tile(labels, 2), np.tile(names, 2), 5, 0)
+    np.testing.assert_array_equal(twice[:103], twice[103:])
+    assert (folds(labels, names, 5, 1) != found).any()
+    scores = np.eye(4, dtype=np.float32)[labels]
+    assert np.bincount(folds(scores, names, 5, 0)).tolist() == [
+        21, 21, 21, 20, 20]
+
+
+def test_the_interval_is_wilsons():
+    # 81 of 100: by hand from the formula
+    found = interval('accuracy/top1', 81., 100)
+    assert found['low'] == pytest.approx(72.22, abs=.01)
+    assert found['high'] == pytest.approx(87.49, abs=.01)
+    assert interval('accuracy/top1', 100., 10)['high'] == pytest.approx(100)
+    assert interval('loss', 81., 100) == {}
 
 
 @pytest.mark.parametrize('dropout', [0., 0.5])
-def test_settings_killed_go_on_to_the_same_table(tmp_path, dropout):
+def test_a_probe_once_more_gives_the_same(tmp_path, dropout):
     train, val = small_stores(tmp_path)
     results = []
-    options = {**SIXTEEN, 'model.head': dict(
-        SIXTEEN['model.head'], dropout=dropout)}
-    for name, epochs in (('whole', [6]), ('cut', [3, 6])):
-        for until in epochs:
-            model, cfg = digits(options)
-            if until == 3:  # cut off: its checkpoints are those of 6 epochs
-                cfg.custom_hooks = [dict(type=_Cut, at=3)]
-            try:
-                results.append(probe(
-                    model, cfg, train, val, epochs=6,
-                    work_dir=tmp_path / name, metainfo=dict(classes='abc'),
-                    settings=grid([1e-4, 1e-2], None), resume=True,
-                    keep_every=0))
-            except KeyboardInterrupt:
-                assert until == 3
-    assert len(results) == 2
+    for _ in range(2):
+        model, cfg = digits({**SIXTEEN, 'model.head': dict(
+            SIXTEEN['model.head'], dropout=dropout)})
+        results.append(probe(model, cfg, train, val, epochs=3,
+                             settings=grid([1e-4, 1e-2], None)))
     assert results[0] == results[1]
-    ends = [torch.load(tmp_path / name / 'last.pth', weights_only=True)[
-        'state_dict'] for name in ('whole', 'cut')]
-    for key, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][key], rtol=0, atol=0)
+
+
+def test_what_of_a_config_is_not_done_is_named(tmp_path, monkeypatch):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits({**SIXTEEN, 'custom_hooks': [
+        dict(type='EMAHook'), dict(type='PreciseBNHook', num_samples=8),
+        dict(type='ClassNumCheckHook')],
+        'optim_wrapper.type': 'AmpOptimWrapper',
+        'model.train_cfg': dict(augments=dict(type='Mixup', alpha=.8))})
+    told = []
+    monkeypatch.setattr('gap_plugin.probing.training.print_log',
+                        lambda text, *_: told.append(text))
+    probe(model, cfg, train, val, epochs=1)
+    (line, ) = told
+    assert re.search(r'left out of the probe: EMAHook, PreciseBNHook, '
+                     r'ClassNumCheckHook, .*augments.*AmpOptimWrapper', line)
+
+
+def test_the_visualizer_of_the_config_gets_the_curves(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.visualizer = dict(type='UniversalVisualizer', vis_backends=[
+        dict(type='LocalVisBackend')])
+    result = probe(model, cfg, train, val, epochs=3, work_dir=tmp_path / 'w')
+    (path, ) = (tmp_path / 'w').rglob('scalars.json')
+    rows = list(map(json.loads, path.read_text().splitlines()))
+    assert [row['step'] for row in rows] == [1, 2, 3]
+    assert rows[-1]['accuracy/top1'] == result.metrics['accuracy/top1']
+    assert all(row['loss'] > 0 and row['lr'] >= 0 for row in rows)
 
 
 def test_settings_that_are_not_given_are_the_optimisers_own(tmp_path):
@@ -467,7 +531,6 @@ def test_settings_that_are_not_given_are_the_optimisers_own(tmp_path):
         model, cfg = digits(SIXTEEN)
         cfg.optim_wrapper.optimizer = optimizer
         result = probe(model, cfg, train, val, epochs=1,
-                       work_dir=tmp_path / 'w', metainfo={},
                        settings=grid(given, None))
         assert 'weight_decay' not in result.setting
         assert len(result.table) == (2 if given else 1)
@@ -487,9 +550,11 @@ class _OwnLoss(ImageClassifier):
 def test_a_classifier_with_a_loss_of_its_own_keeps_it(tmp_path, settings):
     train, val = small_stores(tmp_path)
     model, cfg = digits({**SIXTEEN, 'model.type': '_OwnLoss'})
+    cfg.visualizer = dict(type='UniversalVisualizer', vis_backends=[
+        dict(type='LocalVisBackend')])
     probe(model, cfg, train, val, epochs=1, work_dir=tmp_path / 'w',
-          metainfo={}, settings=grid(settings, None))
-    (log, ) = (tmp_path / 'w').glob('*/vis_data/scalars.json')
+          settings=grid(settings, None))
+    (log, ) = (tmp_path / 'w').rglob('scalars.json')
     assert '"own_loss": 7.0' in log.read_text()
 
 
@@ -499,8 +564,7 @@ def test_another_width_is_named(tmp_path):
         dict(type='GAPNeck'), dict(type='BNNeck', in_channels=20)]})
     with pytest.raises(ValueError, match='BNNeck has in_channels=20, but .* '
                        'gives 16'):
-        probe(model, cfg, train, val, epochs=1, work_dir=tmp_path / 'w',
-              metainfo={})
+        probe(model, cfg, train, val, epochs=1)
 
 
 def test_views_of_other_images_are_refused(tmp_path):
@@ -509,38 +573,7 @@ def test_views_of_other_images_are_refused(tmp_path):
         view.fingerprint['data'] = str(i)
     model, cfg = digits(SIXTEEN)
     with pytest.raises(ValueError, match='views are not of the same images'):
-        probe(model, cfg, views, None, epochs=1, work_dir=tmp_path / 'w',
-              metainfo={})
-
-
-@pytest.mark.parametrize('change, field', [
-    ({'train_dataloader.batch_size': 16}, 'train_dataloader'),
-    ({'param_scheduler': None}, 'param_scheduler'),
-    ({'model.head.loss': dict(type='LabelSmoothLoss',
-                              label_smooth_val=.1)}, 'model')])
-def test_a_probe_of_other_settings_is_not_gone_on_with(tmp_path, change,
-                                                       field):
-    train, val = small_stores(tmp_path)
-    for options in ({}, change):
-        model, cfg = digits({**SIXTEEN, **options})
-        run = functools.partial(
-            probe, model, cfg, train, val, epochs=1, metainfo={},
-            work_dir=tmp_path / 'w', resume=True)
-        if not options:
-            run()
-    with pytest.raises(ValueError, match=f'of another probe: .*{field}'):
-        run()
-
-
-class _Cut(Hook):
-    priority = 'LOWEST'
-
-    def __init__(self, at):
-        self.at = at
-
-    def after_val_epoch(self, runner, metrics=None):
-        if runner.epoch == self.at:
-            raise KeyboardInterrupt
+        probe(model, cfg, views, None, epochs=1)
 
 
 @pytest.mark.parametrize('rates, decays, message', [
@@ -576,6 +609,9 @@ def test_knn_and_few_shot(tmp_path):
     with pytest.raises(ValueError, match=r'shots=40: .* \d+ training '
                        'images of class'):
         few_shot(train, val, [40])
+    row = logistic(train, val, 3)
+    assert row == logistic(train, val, 3)
+    assert row['top1'] > rows[0]['top1'] and row['cv'] > 34
     several = fake_store(tmp_path / 'm', np.eye(3, dtype=np.float32))
     with pytest.raises(ValueError, match='one label an image'):
         knn(several, val, [1])
@@ -600,11 +636,11 @@ def test_each_epoch_takes_the_next_view(tmp_path):
     stores = [fake_store(tmp_path / str(i), range(21)) for i in range(2)]
     for i, store in enumerate(stores):
         store.features = np.full((21, 16), i) + np.arange(21)[:, None] * 10
-    loader = feature_loader(stores, {}, True, 8, shuffle=True)
+    rows = Rows(stores, CPU)
+    batches = Batches(dict(batch_size=8), rows, 0)
+    assert len(batches) == 3
     for epoch in range(4):
-        loader.sampler.set_epoch(epoch)
-        rows = np.concatenate([b['inputs'][:, 0] for b in loader])
-        labels = np.concatenate([b['data_samples'][0].gt_label
-                                 for b in loader])
-        np.testing.assert_array_equal(rows, labels * 10 + epoch % 2)
-        assert sorted(labels) == list(range(21))
+        found = [rows.take(b, epoch) for b in batches.of(epoch)]
+        x, labels = (torch.cat(part) for part in zip(*found, strict=True))
+        assert x[:, 0].tolist() == (labels * 10 + epoch % 2).tolist()
+        assert sorted(labels.tolist()) == list(range(21))

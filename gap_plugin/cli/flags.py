@@ -90,7 +90,7 @@ def setting_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the settings that a probe is trained with."""
     parser.add_argument('--lr', type=float, nargs='+', metavar='RATE',
                         help='learning rates in place of that of the config; '
-                        'the best is kept')
+                        'one is chosen')
     parser.add_argument('--weight-decay', type=float, nargs='+',
                         metavar='DECAY', help='weight decays in place of '
-                        'that of the config; the best is kept')
+                        'that of the config; one is chosen')

@@ -6,11 +6,14 @@ r"""Train neck and head of a config on stored features of its backbone.
 One pass over the images, then any number of epochs. Writes
 <work-dir>/linear_probe.pth, a checkpoint of the whole model for the command
 test, and <work-dir>/linear_probe.csv, all results. Several learning rates and
-weight decays are trained at once, and the pair that is best on the validation
-split is kept:
+weight decays are trained at once. One pair is chosen by cross-validation on
+the training images, so that the validation split has chosen nothing:
 
     gap-plugin probe CONFIG --lr 1e-4 1e-3 1e-2 \
         --weight-decay 0 0.05 --knn 10 20 --shots 1 2 4 8 16 --test
+
+--select val keeps the pair and the epoch that are best on the validation
+split; its figure then is no figure of unseen images.
 """
 
 import argparse
@@ -21,11 +24,14 @@ from pathlib import Path
 from ..features import FeatureStore
 from ..files import written_whole
 from ..probing import (
+    DINOV2_RATES,
     ProbeResult,
     check_frozen,
     few_shot,
     grid,
+    interval,
     knn,
+    logistic,
     probe,
     save_whole,
 )
@@ -33,11 +39,10 @@ from ..version import __version__
 from . import console
 from .building import build_model, extract_splits, load_config
 from .command import command
-from .console_hook import ConsoleHook
 from .flags import parser, setting_flags, store_flags
 
 COLUMNS = ('method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
-           'value', 'std', 'epoch', 'kept')
+           'value', 'std', 'epoch', 'kept', 'C', 'low', 'high')
 
 
 def flags() -> argparse.ArgumentParser:
@@ -47,6 +52,17 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--epochs', type=int, default=100,
                        help='the schedule of the config is stretched to it')
     setting_flags(found)
+    found.add_argument('--grid', action='store_true',
+                       help="learning rates of DINOv2's linear evaluation")
+    found.add_argument('--select', choices=['cv', 'val'], default='cv',
+                       help='what chooses one of several settings: '
+                       'cross-validation on the training images, or the '
+                       'validation split')
+    found.add_argument('--folds', type=int, default=5, metavar='N',
+                       help='of the cross-validation')
+    found.add_argument('--logistic', action='store_true',
+                       help="scikit-learn's logistic regression as well, its "
+                       'C chosen by cross-validation')
     found.add_argument('--test', action='store_true',
                        help='evaluate what is kept on the test split, once')
     found.add_argument('--knn', type=int, nargs='+', default=[],
@@ -59,7 +75,9 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--no-validate', action='store_true',
                        help='no validation; the last epoch is kept')
     found.add_argument('--resume', action='store_true',
-                       help='go on from the last checkpoint of the probe')
+                       help='go on where the features were cut off, as it '
+                       'does anyway; the training takes seconds and starts '
+                       'again')
     return found
 
 
@@ -74,7 +92,11 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.launcher != 'none':
         raise ValueError('--launcher: the probe is one process; run the '
                          'command extract with torchrun first.')
-    for flag in ('knn', 'shots'):
+    if args.folds < 2:
+        raise ValueError(f'--folds must be 2 at least, got {args.folds}.')
+    if args.grid and args.lr:
+        raise ValueError('--grid gives the learning rates: leave --lr out.')
+    for flag in ('knn', 'shots', 'logistic'):
         if args.no_validate and getattr(args, flag):
             raise ValueError(f'--{flag} is measured on the validation split: '
                              'leave --no-validate out.')
@@ -84,26 +106,38 @@ def other_rows(args: argparse.Namespace, stores: dict[str, FeatureStore],
                seed: int) -> list[dict]:
     """Results that need no training by the config."""
     pair = stores['train'], stores.get('val')
-    return [dict(row, method=method, split='val', metric='top1',
-                 value=row.pop('top1'))
-            for method, rows in (
-                ('k-NN', knn(*pair, args.knn) if args.knn else []),
-                ('few-shot', few_shot(*pair, args.shots, seed)
-                 if args.shots else []))
-            for row in rows]
+    found = [dict(row, method=method, split='val', metric='top1',
+                  value=row.pop('top1'))
+             for method, rows in (
+                 ('k-NN', knn(*pair, args.knn) if args.knn else []),
+                 ('few-shot', few_shot(*pair, args.shots, seed)
+                  if args.shots else []))
+             for row in rows]
+    if args.logistic:
+        row = logistic(*pair, args.folds, seed)
+        told = dict(method='logistic', metric='top1', C=row['C'], kept=True)
+        found += [dict(told, split=f'train, {args.folds} folds',
+                       value=row['cv'], std=row['std']),
+                  dict(told, split='val', value=row['top1'],
+                       **interval('top1', row['top1'], len(pair[1])))]
+    return found
 
 
-def probe_rows(result: ProbeResult) -> list[dict]:
+def probe_rows(result: ProbeResult, sizes: dict[str, int]) -> list[dict]:
     """Results of the probe: of every setting, and all of the kept one."""
     kept = dict(method='probe', kept=True, **result.setting)
-    table = [dict(row, method='probe', split='val') for row in result.table]
-    chosen_by = table[0]['metric'] if table else None
-    return table + [
+    table = [dict(row, method='probe') for row in result.table]
+    told = {(row['split'], row['metric']) for row in table if row['kept']}
+    table += [
         dict(kept, split=split, metric=metric, value=value)
         for split, metrics in (('val', result.metrics),
                                ('test', result.test_metrics))
-        for metric, value in metrics.items()
-        if split == 'test' or metric != chosen_by]
+        for metric, value in metrics.items() if (split, metric) not in told]
+    for row in table:
+        if row['kept'] and row['split'] in sizes:
+            row.update(interval(row['metric'], row['value'],
+                                sizes[row['split']]))
+    return table
 
 
 def write(rows: list[dict], path: Path) -> None:
@@ -135,7 +169,8 @@ def _same(stores: dict[str, FeatureStore]) -> bool:
 def run(args: argparse.Namespace) -> None:
     """Extract if needed, and probe."""
     check_flags(args)
-    settings = grid(args.lr, args.weight_decay)
+    settings = grid(DINOV2_RATES if args.grid else args.lr,
+                    args.weight_decay)
     cfg = load_config(args)
     model = build_model(cfg, args)
     if not args.freeze:
@@ -154,12 +189,13 @@ def run(args: argparse.Namespace) -> None:
         [stores[f'view_{i}'] for i in range(args.views)] or stores['train'],
         stores.get('val'), epochs=args.epochs, work_dir=work_dir / 'probe',
         metainfo=metainfo, settings=settings, test=stores.get('test'),
-        resume=args.resume, hooks=[ConsoleHook(lines=False)])
+        select=args.select, fold_count=args.folds)
     path = work_dir / 'linear_probe.pth'
     save_whole(model, path, dict(
         dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=args.epochs,
         gap_plugin_version=__version__))
-    rows = probe_rows(result) + others
+    rows = probe_rows(result, {split: len(store) for split, store in
+                               stores.items()}) + others
     if rows:
         write(rows, path.with_suffix('.csv'))
     if args.test and _same(stores):

@@ -1,18 +1,18 @@
 """Neck and head, trained on stored features.
 
-Reading order: :mod:`.batches` (features as a dataloader), :mod:`.evaluation`
-(metrics of whole batches), :mod:`.fused` (BN and a linear layer as one
-product), :mod:`.stored_model` (what is left to train), :mod:`.candidates`
-(several at once), :mod:`.keep_best` (checkpoints), :mod:`.training` (the
-probe), :mod:`.few_labels` (k-NN and few-shot).
+Reading order: :mod:`.rows` (features as batches), :mod:`.parts` (what is
+trained), :mod:`.schedule`, :mod:`.metrics`, :mod:`.choice` (settings and
+folds), :mod:`.training` (the probe), :mod:`.neighbours` (k-NN),
+:mod:`.few_labels` (scikit-learn's classifiers).
 """
 
-from .candidates import grid
-from .few_labels import few_shot, knn
-from .stored_model import check_frozen, probe_model
+from .choice import DINOV2_RATES, grid, interval
+from .few_labels import few_shot, logistic
+from .neighbours import knn
+from .parts import check_frozen, probe_model
 from .training import ProbeResult, probe, save_whole
 
 __all__ = [
-    'ProbeResult', 'check_frozen', 'few_shot', 'grid', 'knn', 'probe',
-    'probe_model', 'save_whole'
+    'DINOV2_RATES', 'ProbeResult', 'check_frozen', 'few_shot', 'grid',
+    'interval', 'knn', 'logistic', 'probe', 'probe_model', 'save_whole'
 ]

@@ -1,7 +1,4 @@
-"""k nearest neighbours and few-shot probes on stored features.
-
-Both are scikit-learn's.
-"""
+"""Linear classifiers of scikit-learn on stored features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,48 +6,11 @@ from typing import Any
 import numpy as np
 
 from ..features.store import FeatureStore
+from .choice import folds
+from .neighbours import check_single, unit
 
-#: Weight of a neighbour of cosine similarity s is exp(s / 0.07), as in
-#: https://arxiv.org/abs/1805.01978 and in the k-NN evaluation of DINO.
-TEMPERATURE = 0.07
-
-
-def knn(train: FeatureStore, val: FeatureStore,
-        counts: Sequence[int]) -> list[dict[str, Any]]:
-    """Top-1 of the weighted vote of the k nearest training images.
-
-    Similarity is the cosine.
-
-    Args:
-        train: Features of known labels.
-        val: Features to classify.
-        counts: Values of k.
-
-    Returns:
-        A row for each: ``k`` and ``top1`` in percent.
-
-    Raises:
-        ValueError: If a k is not from 1 to the number of training images, or
-            images have several labels.
-        ImportError: If scikit-learn is missing.
-    """
-    neighbors = _sklearn('neighbors')
-    _check_single(train, val)
-    for k in counts:
-        if not 1 <= k <= len(train):
-            raise ValueError(f'knn={k}: must be from 1 to the '
-                             f'{len(train)} training images.')
-    # the same order as by cosine: d^2 = 2 - 2 s
-    vote = neighbors.KNeighborsClassifier(
-        max(counts), algorithm='brute',
-        weights=lambda d: np.exp(-d * d / 2 / TEMPERATURE))
-    vote.fit(_unit(train), train.labels)
-    known = _unit(val)
-    rows = []
-    for k in counts:
-        found = vote.set_params(n_neighbors=k).predict(known)
-        rows.append(dict(k=k, top1=_top1(found, val)))
-    return rows
+#: Inverse regularisation strengths that are tried.
+STRENGTHS = tuple(10. ** k for k in range(-4, 4))
 
 
 def few_shot(train: FeatureStore, val: FeatureStore, shots: Sequence[int],
@@ -76,8 +36,8 @@ def few_shot(train: FeatureStore, val: FeatureStore, shots: Sequence[int],
             labels.
         ImportError: If scikit-learn is missing.
     """
-    linear_model = _sklearn('linear_model')
-    _check_single(train, val)
+    logistic_regression = _sklearn()
+    check_single(train, val)
     labels = np.asarray(train.labels)
     members = {c: np.flatnonzero(labels == c) for c in np.unique(labels)}
     rarest = min(members, key=lambda c: len(members[c]))
@@ -88,8 +48,7 @@ def few_shot(train: FeatureStore, val: FeatureStore, shots: Sequence[int],
             raise ValueError(f'shots={n}: must be from 1 to the '
                              f'{len(members[rarest])} training images of '
                              f'class {rarest}.')
-    scale = np.sqrt(train.features.shape[1])
-    features, known = _unit(train) * scale, _unit(val) * scale
+    features, known = _scaled(train), _scaled(val)
     rows = []
     for n in shots:
         found = []
@@ -98,7 +57,7 @@ def few_shot(train: FeatureStore, val: FeatureStore, shots: Sequence[int],
             chosen = np.concatenate([
                 rng.choice(rows_of, n, replace=False)
                 for rows_of in members.values()])
-            model = linear_model.LogisticRegression(max_iter=1000)
+            model = logistic_regression(max_iter=1000)
             model.fit(features[chosen], labels[chosen])
             found.append(_top1(model.predict(known), val))
         rows.append(dict(shots=n, top1=float(np.mean(found)),
@@ -106,27 +65,59 @@ def few_shot(train: FeatureStore, val: FeatureStore, shots: Sequence[int],
     return rows
 
 
-def _sklearn(module: str) -> Any:
+def logistic(train: FeatureStore, val: FeatureStore, count: int = 5,
+             seed: int = 0) -> dict[str, Any]:
+    """Top-1 of logistic regression, its C chosen by cross-validation.
+
+    Features are scaled as in :func:`few_shot`.
+
+    Args:
+        train: Features to train on, and to choose C on.
+        val: Features to classify.
+        count: Number of folds.
+        seed: Of the folds.
+
+    Returns:
+        ``C``, ``top1`` on ``val``, ``cv`` and its ``std`` over the folds, in
+        percent.
+
+    Raises:
+        ValueError: If images have several labels, or there are fewer than
+            folds.
+        ImportError: If scikit-learn is missing.
+    """
+    logistic_regression = _sklearn()
+    check_single(train, val)
+    features, labels = _scaled(train), np.asarray(train.labels)
+    fold = folds(labels, np.asarray(train.sample_ids), count, seed)
+    figures = np.zeros((len(STRENGTHS), count))
+    for k in range(count):
+        model = logistic_regression(max_iter=1000, warm_start=True)
+        for i, strength in enumerate(STRENGTHS):
+            model.set_params(C=strength)
+            model.fit(features[fold != k], labels[fold != k])
+            right = model.predict(features[fold == k]) == labels[fold == k]
+            figures[i, k] = 100 * right.mean()
+    best = int(figures.mean(1).argmax())
+    model = logistic_regression(max_iter=1000, C=STRENGTHS[best])
+    model.fit(features, labels)
+    return dict(C=STRENGTHS[best], cv=float(figures[best].mean()),
+                std=float(figures[best].std()),
+                top1=_top1(model.predict(_scaled(val)), val))
+
+
+def _sklearn() -> Any:
     try:
-        import sklearn.linear_model
-        import sklearn.neighbors
+        from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise ImportError('knn and shots need scikit-learn: pip install '
+        raise ImportError('shots and logistic need scikit-learn: pip install '
                           '"gap_plugin[probe]".') from None
-    return getattr(sklearn, module)
+    return LogisticRegression
 
 
-def _check_single(*stores: FeatureStore) -> None:
-    for store in stores:
-        if store.labels.ndim > 1:
-            raise ValueError('knn and shots take one label an image, got '
-                             f'several in {str(store.folder)!r}.')
-
-
-def _unit(store: FeatureStore) -> np.ndarray:
-    features = np.asarray(store.features, np.float32)
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(lengths, 1e-12)
+def _scaled(store: FeatureStore) -> np.ndarray:
+    """Features of unit length, times the square root of their number."""
+    return unit(store.features).numpy() * np.sqrt(store.features.shape[1])
 
 
 def _top1(found: np.ndarray, store: FeatureStore) -> float:

@@ -1,31 +1,80 @@
-"""The schedule of a config, for another number of epochs."""
+"""The schedule of a config, stretched or shrunk to a number of epochs."""
 
-import copy
+import warnings
 
-from mmengine.config import Config
+import numpy as np
+import torch
+from mmengine.registry import PARAM_SCHEDULERS
 
-#: Fields of schedulers that count epochs or iterations.
-_COUNTS = ('begin', 'end', 'T_max', 'milestones', 'total_steps', 'step_size',
-           'periods')
-_DIVISORS = ('T_max', 'total_steps', 'step_size')
+#: What schedulers of MMEngine change in a group of parameters.
+_KEYS = ('lr', 'momentum', 'betas', 'weight_decay', 'eps')
 
 
-def stretched(cfg: Config, epochs: int, batches: int) -> list[dict] | None:
-    """The config's schedule, stretched or shrunk to a number of epochs."""
-    schedule = copy.deepcopy(cfg.get('param_scheduler'))
-    if schedule is None:
-        return None
-    loop = cfg.train_cfg
-    own = loop.get('max_epochs') or loop.max_iters / batches
-    schedule = schedule if isinstance(schedule, list) else [schedule]
-    for one in schedule:
-        for key in _COUNTS:
-            value = one.get(key)
-            if isinstance(value, (list, tuple)):
-                one[key] = [round(v * epochs / own) for v in value]
-            elif isinstance(value, (int, float)):
-                one[key] = round(value * epochs / own)
-                if key in _DIVISORS:
-                    one[key] = max(one[key], 1)
-    return [one for one in schedule
-            if one.get('end') is None or one['end'] > one.get('begin', 0)]
+class Schedule:
+    """Sets what the config's schedulers set at the same share of their run.
+
+    They are run ahead, over the config's own number of steps, and what they
+    set is kept: so each is stretched rightly, whatever it counts.
+
+    Args:
+        schedulers: ``param_scheduler`` of the config.
+        optimizer: Whose groups are set.
+        own_steps: Steps of the config's own run.
+        epoch_length: Steps of an epoch.
+        steps: Steps of the run that it is for.
+    """
+
+    def __init__(self, schedulers: list[dict] | dict | None,
+                 optimizer: torch.optim.Optimizer, own_steps: int,
+                 epoch_length: int, steps: int) -> None:
+        self._groups = optimizer.param_groups
+        self._places = np.arange(steps) * own_steps // steps
+        self._values: dict[str, np.ndarray] = {}
+        if schedulers:
+            self._values = _ahead(
+                schedulers if isinstance(schedulers, list) else [schedulers],
+                optimizer, own_steps, epoch_length)
+
+    def apply(self, step: int) -> None:
+        """Set what holds for a step, counted from 0."""
+        place, before = self._places[step], self._places[step - 1]
+        for key, values in self._values.items():
+            if step and (values[place] == values[before]).all():
+                continue
+            for group, value in zip(self._groups, values[place].tolist(),
+                                    strict=True):
+                group[key] = value
+
+
+def _ahead(schedulers: list[dict], optimizer: torch.optim.Optimizer,
+           steps: int, epoch_length: int) -> dict[str, np.ndarray]:
+    """What schedulers set in each group, step by step: key -> (steps, G)."""
+    # they change the method step of what they are given
+    stand_in = torch.optim.Optimizer([
+        dict(group, params=[torch.zeros(())])
+        for group in optimizer.param_groups], optimizer.defaults)
+    groups = stand_in.param_groups
+    kept = {key: [] for key in _KEYS if key in groups[0]}
+    with warnings.catch_warnings():  # that no step was taken
+        warnings.simplefilter('ignore')
+        built = [_build(one, stand_in, steps, epoch_length)
+                 for one in schedulers]
+        for step in range(1, steps + 1):
+            for key, values in kept.items():
+                values.append([group[key] for group in groups])
+            for scheduler in built:
+                if not scheduler.by_epoch or step % epoch_length == 0:
+                    scheduler.step()
+    found = {key: np.array(values) for key, values in kept.items()}
+    return {key: values for key, values in found.items() if (
+        values != [group[key] for group in optimizer.param_groups]).any()}
+
+
+def _build(cfg: dict, optimizer: torch.optim.Optimizer, steps: int,
+           epoch_length: int) -> object:
+    """A scheduler, as MMEngine's runner builds it."""
+    end = steps if not cfg.get('by_epoch', True) else -(-steps
+                                                        // epoch_length)
+    return PARAM_SCHEDULERS.build(
+        dict(dict(end=end), **cfg),
+        default_args=dict(optimizer=optimizer, epoch_length=epoch_length))

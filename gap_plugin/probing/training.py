@@ -1,173 +1,33 @@
-"""Neck and head of a config, trained on stored features by MMEngine."""
+"""Neck and head of a config, trained on stored features."""
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import torch
-from mmengine.config import Config
-from mmengine.evaluator import Evaluator
-from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, print_log
-from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import VISUALIZERS
 from torch import nn
-from torch.utils.data import DataLoader
 
-from ..features.fixed_part import weights_of
 from ..features.images import check_split
-from ..features.store import FeatureStore, differing
+from ..features.store import FeatureStore
 from ..files import written_whole
-from .batches import feature_loader, takes_whole
-from .candidates import Candidates, PerCandidateEvaluator
-from .evaluation import BatchEvaluator, build_evaluator
-from .keep_best import KeepBest
-from .schedule import stretched
-from .stored_model import probe_model
+from ..progress import bar
+from .choice import folds, is_better
+from .metrics import evaluate
+from .parts import Candidates, probe_model
+from .rows import Batches, Rows
+from .schedule import Schedule
 
-
-@dataclass
-class ProbeResult:
-    """What a probe has found.
-
-    Attributes:
-        metrics: On the validation split, of the kept epoch; empty without
-            validation.
-        test_metrics: The same weights on the test split; empty without one.
-        table: A row per setting of the optimiser: its values, ``metric``
-            (which is chosen by), ``value`` and ``epoch`` of its best epoch,
-            ``kept``; empty without validation.
-        setting: That of the kept weights.
-    """
-
-    metrics: dict[str, float]
-    test_metrics: dict[str, float]
-    table: list[dict[str, Any]]
-    setting: dict[str, float]
-
-
-def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
-          val: FeatureStore | None, *, epochs: int, work_dir: str | Path,
-          metainfo: dict, settings: Mapping[str, dict] | None = None,
-          test: FeatureStore | None = None, resume: bool = False,
-          keep_every: float = 5., hooks: Sequence[Hook] = ()
-          ) -> ProbeResult:
-    """Train neck and head on stored features, with the config's schedule.
-
-    Args:
-        model: The classifier, with its weights; its neck and head end up
-            with those of the best epoch, or of the last one if there is no
-            validation.
-        cfg: The config. Its optimiser, schedule (stretched to ``epochs``),
-            hooks and evaluator are used.
-        train: Features to train on. Of several stores of the same images,
-            such as augmented views, each epoch takes the next.
-        val: Features to validate on after every epoch.
-        epochs: How many.
-        work_dir: For logs and checkpoints of neck and head alone.
-        metainfo: Of the dataset, for the evaluators.
-        settings: Name -> what of the optimiser is another one, see
-            :func:`~gap_plugin.probing.grid`. All are trained at once, and
-            the one that is best on ``val`` is kept.
-        test: Features to evaluate the kept weights on, once.
-        resume: Whether to go on from the last epoch kept there.
-        keep_every: Seconds after which the last epoch is kept again.
-        hooks: Further ones, such as a progress bar.
-
-    Raises:
-        ValueError: If the parts do not fit together.
-    """
-    views = train if isinstance(train, list) else [train]
-    settings = dict(settings or {})
-    if len(settings) > 1 and val is None:
-        raise ValueError(f'{len(settings)} settings of the optimiser and no '
-                         'validation: it is what chooses one of them.')
-    if len({view.fingerprint.get('data') for view in views}) > 1:
-        raise ValueError('the views are not of the same images: extract them '
-                         'again with force=True.')
-    for split, store in (('train', views[0]), ('val', val), ('test', test)):
-        if store is not None:
-            check_split(store.labels, model, split)
-    augments = (cfg.model.get('train_cfg') or {}).get('augments')
-    if augments:
-        print_log('batch augmentations of train_cfg mix images and are left '
-                  'out of the probe.', 'current', logging.WARNING)
-    short = probe_model(model, views[0].description['in_tuple'])
-    loader = cfg.train_dataloader
-    train_loader = feature_loader(
-        views, metainfo, takes_whole(short, views[0]), loader.batch_size,
-        shuffle=True, drop_last=loader.get('drop_last', False),
-        seed=(cfg.get('randomness') or {}).get('seed') or 0)
-    if not len(train_loader):
-        raise ValueError(f'{len(views[0])} training images give no batch of '
-                         f'{loader.batch_size}: set a smaller batch_size.')
-    work_dir = Path(work_dir)
-    trained, optim_wrapper = _with_optimisers(short, cfg, settings)
-    made_by = dict(
-        epochs=epochs, settings=str(settings), start=weights_of(short),
-        train=[view.fingerprint for view in views],
-        val=val and val.fingerprint,
-        model={key: str(cfg.model.get(key)) for key in ('neck', 'head')},
-        **{key: str(cfg.get(key)) for key in (
-            'train_dataloader', 'optim_wrapper', 'param_scheduler',
-            'val_evaluator', 'randomness')})
-    keep = _keeper(cfg, keep_every, made_by, list(settings))
-    last = work_dir / KeepBest.LAST
-    resume = resume and last.is_file()
-    if resume:
-        _check_resumed(last, made_by)
-    validation = {}
-    if val is not None:
-        evaluator = build_evaluator(cfg.val_evaluator, short, val.labels)
-        validation = dict(
-            val_dataloader=_in_order(val, metainfo, evaluator),
-            val_cfg=dict(),
-            val_evaluator=evaluator if trained is short else
-            PerCandidateEvaluator(cfg.val_evaluator, trained, val.labels))
-    runner = Runner(
-        model=trained,
-        work_dir=str(work_dir),
-        train_dataloader=train_loader,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=optim_wrapper,
-        param_scheduler=stretched(cfg, epochs, len(train_loader)),
-        default_hooks=_hooks(cfg, keep, len(train_loader)),
-        custom_hooks=[*(cfg.get('custom_hooks') or []), _ShortHistory()],
-        load_from=str(last) if resume else None,
-        resume=resume,
-        visualizer=cfg.get('visualizer'),
-        log_level=cfg.get('log_level', 'INFO'),
-        randomness=cfg.get('randomness') or {},
-        default_scope=cfg.get('default_scope', 'mmpretrain'),
-        # its own, or two probes in one second share what they log
-        experiment_name=f'probe_{work_dir.name}_{uuid4().hex[:8]}',
-        cfg=Config(dict(model=cfg.model)),
-        **validation)
-    for hook in hooks:
-        runner.register_hook(hook)
-    runner.train()
-    own = {key: value for key, value in cfg.optim_wrapper.optimizer.items()
-           if key in ('lr', 'weight_decay')}
-    settings = {name: {**own, **setting}
-                for name, setting in (settings or {'': {}}).items()}
-    kept, table = next(iter(settings)), []
-    if val is not None:
-        best = load_checkpoint(
-            trained, str(work_dir / KeepBest.BEST), map_location='cpu',
-            strict=True, logger='silent')
-        if trained is not short:
-            kept = best['message_hub']['runtime_info']['best_candidate']
-            short.load_state_dict(
-                trained.members[list(settings).index(kept)].state_dict())
-        table = _table(runner.message_hub, keep, settings, kept)
-    return ProbeResult(
-        _evaluate(short, cfg, 'val', val, metainfo),
-        _evaluate(short, cfg, 'test', test, metainfo), table, settings[kept])
-
+#: Ways to choose one of several settings.
+SELECT = ('cv', 'val')
 
 #: Optimisers of torch with one kernel for a step, and what rules it out:
 #: of a probe's few small weights, the steps of the kernels are most of it.
@@ -175,104 +35,322 @@ _FUSED = ('Adam', 'AdamW', 'SGD')
 _IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
 
 
-def _with_optimisers(short: nn.Module, cfg: Config,
-                     settings: dict[str, dict]) -> tuple[nn.Module, Any]:
-    """What is trained, and by what: a copy for each of several settings."""
-    optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
-    optimizer = optim_wrapper.optimizer
-    if optimizer.type in _FUSED and not _IMPLEMENTATIONS & set(optimizer):
-        optimizer.fused = True
-    if len(settings) < 2:
-        for setting in settings.values():
-            optimizer.update(setting)
-        return short, optim_wrapper
-    trained = Candidates(short, list(settings))
-    print_log(f'{len(settings)} settings are trained ' + (
-        'in one product' if trained.fused else
-        'one after another on each batch: neck and head are more than a '
-        'BNNeck and a linear layer'), 'current')
-    return trained, trained.optim_wrappers(optim_wrapper,
-                                           list(settings.values()))
+@dataclass
+class ProbeResult:
+    """What a probe has found.
 
-
-def _keeper(cfg: Config, keep_every: float, made_by: dict,
-            names: list[str]) -> KeepBest:
-    stock = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    save_best = stock.get('save_best')
-    return KeepBest(save_best if isinstance(save_best, str) else 'auto',
-                    stock.get('rule'), keep_every, made_by,
-                    names if len(names) > 1 else None)
-
-
-def _hooks(cfg: Config, keep: KeepBest, batches: int) -> dict:
-    """The config's hooks, with ours for checkpoints, and none for images."""
-    hooks = {name: hook for name, hook in
-             (cfg.get('default_hooks') or {}).items()
-             if name != 'visualization'}
-    # an epoch takes less than a second: one line for each
-    logger = dict(hooks.get('logger') or dict(type='LoggerHook'))
-    logger['interval'] = max(logger.get('interval', 10), batches)
-    return dict(hooks, checkpoint=keep, logger=logger)
-
-
-class _ShortHistory(Hook):
-    """Lets MMEngine remember the steps of one epoch only.
-
-    It copies all that it remembers at every step, of which there are tens of
-    thousands here.
+    Attributes:
+        metrics: On the validation split; empty without validation.
+        test_metrics: The same weights on the test split; empty without one.
+        table: A row per setting of the optimiser: its values, ``metric``
+            (which is chosen by), ``value``, ``std`` over the folds of a
+            cross-validation, ``split`` and ``epoch`` of the value, ``kept``.
+        setting: That of the kept weights.
     """
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        for name, history in runner.message_hub.log_scalars.items():
-            if name.startswith('train/'):
-                history.max_length = len(runner.train_dataloader)
+    metrics: dict[str, float]
+    test_metrics: dict[str, float]
+    table: list[dict[str, Any]] = field(default_factory=list)
+    setting: dict[str, float] = field(default_factory=dict)
 
 
-def _check_resumed(last: Path, made_by: dict) -> None:
-    kept = CheckpointLoader.load_checkpoint(str(last), map_location='cpu')
-    others = differing(kept['meta']['made_by'], made_by)
-    if others:
-        raise ValueError(f'{str(last)!r} is of another probe: {others}; '
-                         'leave resume=True out, or use another work_dir.')
+def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
+          val: FeatureStore | None, *, epochs: int,
+          metainfo: dict | None = None,
+          work_dir: str | Path | None = None,
+          settings: Mapping[str, dict] | None = None,
+          select: str = 'cv', fold_count: int = 5,
+          test: FeatureStore | None = None) -> ProbeResult:
+    """Train neck and head on stored features, with the config's schedule.
+
+    One setting is trained on all training rows, and its last epoch is kept.
+    Of several, one is chosen by cross-validation on the training rows, and
+    then trained likewise, so that the validation split has chosen nothing;
+    or, by ``select='val'``, the setting and the epoch are kept that are best
+    on the validation split.
+
+    Args:
+        model: The classifier, with its weights; its neck and head end up
+            with those that are kept.
+        cfg: The config. Its sampler, optimiser, schedule (stretched to
+            ``epochs``), evaluators and visualizer are used.
+        train: Features to train on. Of several stores of the same images,
+            such as augmented views, each epoch takes the next.
+        val: Features to validate on after every epoch.
+        epochs: How many.
+        metainfo: Of the dataset, for the evaluators.
+        work_dir: For the curves; None for none.
+        settings: Name -> what of the optimiser is another one, see
+            :func:`~gap_plugin.probing.grid`.
+        select: ``'cv'`` or ``'val'``.
+        fold_count: Folds of the cross-validation.
+        test: Features to evaluate the kept weights on, once.
+
+    Raises:
+        ValueError: If the parts do not fit together.
+    """
+    views = train if isinstance(train, list) else [train]
+    settings = dict(settings or {'': {}})
+    if select not in SELECT:
+        raise ValueError(f'select must be one of {SELECT}, got {select!r}.')
+    if select == 'val' and val is None:
+        raise ValueError("select='val' and no validation: choose by "
+                         "cross-validation, select='cv'.")
+    if len({view.fingerprint.get('data') for view in views}) > 1:
+        raise ValueError('the views are not of the same images: extract them '
+                         'again with force=True.')
+    for split, store in (('train', views[0]), ('val', val), ('test', test)):
+        if store is not None:
+            check_split(store.labels, model, split)
+    _tell_left_out(cfg)
+    short = probe_model(model, views[0].description['in_tuple'])
+    device = next(model.parameters()).device
+    rows, val_rows, test_rows = (
+        None if stores[0] is None else Rows(stores, device, metainfo)
+        for stores in (views, [val], [test]))
+    run = _Run(cfg, epochs, work_dir)
+    chosen, table = None, []
+    if select == 'val':
+        best = run.best_on_val(short, settings, rows, val_rows)
+        chosen, table = best.name, best.table
+    else:
+        if len(settings) > 1:
+            chosen, table = run.cross_validated(
+                short, settings, rows, np.asarray(views[0].sample_ids),
+                fold_count)
+        chosen = chosen or next(iter(settings))
+        run.train(Candidates(short, 1), {chosen: settings[chosen]}, rows,
+                  val_rows)
+    own = {key: value for key, value in cfg.optim_wrapper.optimizer.items()
+           if key in ('lr', 'weight_decay')}
+    found = [
+        {} if some is None else evaluate(
+            cfg[f'{split}_evaluator'], Candidates(short, 1), some,
+            run.batch_size(split))[0]
+        for split, some in (('val', val_rows), ('test', test_rows))]
+    if val is not None and not table:
+        table = [dict(name=chosen, metric=run.metric,
+                      value=found[0][run.metric], split='val', epoch=epochs,
+                      kept=True)]
+    for row in table:
+        row.update({**own, **settings[row.pop('name')]})
+    return ProbeResult(*found, table, {**own, **settings[chosen]})
 
 
-def _in_order(store: FeatureStore, metainfo: dict,
-              evaluator: Evaluator) -> DataLoader:
-    return feature_loader(
-        [store], metainfo, isinstance(evaluator, BatchEvaluator),
-        store.fingerprint['batch_size'])
+@dataclass
+class _Best:
+    name: str = ''
+    score: float = float('nan')
+    state: dict = field(default_factory=dict)
+    table: list[dict] = field(default_factory=list)
 
 
-def _evaluate(model: nn.Module, cfg: Config, split: str,
-              store: FeatureStore | None, metainfo: dict) -> dict:
-    """Metrics of a split, apart from the runner and its hooks."""
-    if store is None:
-        return {}
-    evaluator = build_evaluator(cfg[f'{split}_evaluator'], model,
-                                store.labels)
-    evaluator.dataset_meta = metainfo
-    model.eval()
-    with torch.no_grad():
-        for batch in _in_order(store, metainfo, evaluator):
-            evaluator.process(model.val_step(batch), batch)
-    return evaluator.evaluate(len(store))
+class _Run:
+    """Trainings by one config."""
+
+    def __init__(self, cfg: Config, epochs: int,
+                 work_dir: str | Path | None) -> None:
+        self.cfg, self.epochs = cfg, epochs
+        self.seed = (cfg.get('randomness') or {}).get('seed') or 0
+        self.hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        self.metric = ''
+        self._visualizer = work_dir and cfg.get('visualizer') and (
+            VISUALIZERS.build(dict(
+                cfg.visualizer, save_dir=str(work_dir),
+                # its own, or two probes of a process share what they log
+                name=f'probe_{uuid4().hex[:8]}')))
+
+    def batch_size(self, split: str) -> int:
+        """Rows that are evaluated at a time."""
+        return self.cfg[f'{split}_dataloader'].batch_size
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """What is chosen by, the larger the better; NaN as the worst."""
+        wanted = self.hook.get('save_best')
+        if not self.metric:
+            self.metric = next(iter(metrics)) if wanted in (
+                None, True, 'auto') else wanted
+        if self.metric not in metrics:
+            raise ValueError(
+                f'save_best of the checkpoint hook is {self.metric!r}, but '
+                f'the evaluator gives {", ".join(metrics)}.')
+        sign = 1 if is_better(self.metric, self.hook.get('rule')) == (
+            'greater') else -1
+        value = sign * float(metrics[self.metric])
+        return -np.inf if np.isnan(value) else value
+
+    def train(self, trained: Candidates, settings: Mapping[str, dict],
+              rows: Rows, val_rows: Rows | None = None,
+              told: str = 'probe',
+              after: Callable[[int, list[dict]], None] | None = None
+              ) -> list[dict[str, float]]:
+        """Train from the weights that are there.
+
+        Args:
+            trained: What is trained.
+            settings: Of each of them.
+            rows: What it is trained on.
+            val_rows: What it is evaluated on after every epoch.
+            told: Stands ahead of the progress bar.
+            after: Called with the number of each epoch and its metrics.
+
+        Returns:
+            Metrics of the last epoch.
+        """
+        torch.manual_seed(self.seed)
+        batches = Batches(self.cfg.train_dataloader, rows, self.seed)
+        steps = self.epochs * len(batches)
+        wrapper = _optimiser(trained, self.cfg, list(settings.values()))
+        wrapper.initialize_count_status(nn.Identity(), 0, steps)
+        loop = self.cfg.train_cfg
+        schedule = Schedule(
+            self.cfg.get('param_scheduler'), wrapper.optimizer,
+            loop.get('max_iters') or loop.max_epochs * len(batches),
+            len(batches), steps)
+        step, found = 0, []
+        with bar(self.epochs, told, 'epochs') as advance:
+            for epoch in range(self.epochs):
+                trained.train()
+                sums: dict[str, torch.Tensor] = {}
+                for chosen in batches.of(epoch):
+                    schedule.apply(step)
+                    losses = trained.loss(*rows.take(chosen, epoch))
+                    _update(wrapper, trained, losses['loss'])
+                    for key, value in losses.items():
+                        sums[key] = sums.get(key, 0) + value.detach()
+                    step += 1
+                if val_rows is not None:
+                    found = evaluate(self.cfg.val_evaluator, trained,
+                                     val_rows, self.batch_size('val'))
+                    self.score(found[0])
+                self._draw(epoch + 1, settings, found, wrapper, {
+                    key: float(value) / len(batches)
+                    for key, value in sums.items()})
+                if after is not None:
+                    after(epoch + 1, found)
+                advance(1)
+        return found
+
+    def _draw(self, epoch: int, settings: Mapping[str, dict],
+              found: list[dict], wrapper: OptimWrapper,
+              losses: dict[str, float]) -> None:
+        """Hand the curves to the config's visualizer."""
+        if self._visualizer is None:
+            return
+        scalars = dict(losses, loss=losses['loss'] / len(settings))
+        if len(settings) == 1:
+            scalars['lr'] = wrapper.optimizer.param_groups[0]['lr']
+        for name, metrics in zip(settings, found, strict=False):
+            scalars.update({f'{name}/{key}' if len(settings) > 1 else key:
+                            value for key, value in metrics.items()})
+        self._visualizer.add_scalars(scalars, step=epoch)
+
+    def best_on_val(self, short: nn.Module, settings: Mapping[str, dict],
+                    rows: Rows, val_rows: Rows) -> _Best:
+        """Keep the setting and the epoch that are best on a split."""
+        trained, best = Candidates(short, len(settings)), _Best()
+        curves: list[list[float]] = []
+
+        def after(epoch: int, found: list[dict]) -> None:
+            scores = [self.score(metrics) for metrics in found]
+            curves.append([float(m[self.metric]) for m in found])
+            index = int(np.argmax(scores))
+            if not best.state or scores[index] > best.score:
+                best.name, best.score = list(settings)[index], scores[index]
+                best.state = copy.deepcopy(
+                    trained.models[index].state_dict())
+
+        self.train(trained, settings, rows, val_rows, after=after)
+        short.load_state_dict(best.state)
+        for name, values in zip(settings, zip(*curves, strict=True),
+                                strict=True):
+            scores = [self.score({self.metric: value}) for value in values]
+            epoch = int(np.argmax(scores))
+            best.table.append(dict(
+                name=name, metric=self.metric, value=values[epoch],
+                split='val', epoch=epoch + 1, kept=name == best.name))
+        return best
+
+    def cross_validated(self, short: nn.Module,
+                        settings: Mapping[str, dict], rows: Rows,
+                        names: np.ndarray, count: int
+                        ) -> tuple[str, list[dict]]:
+        """The setting whose last epoch is best on rows it has not seen."""
+        fold = folds(rows.labels.numpy(), names, count, self.seed)
+        drawn, self._visualizer = self._visualizer, None
+        found = []
+        for k in range(count):
+            trained = Candidates(copy.deepcopy(short), len(settings))
+            self.train(trained, settings, rows.subset(
+                np.flatnonzero(fold != k)), told=f'fold {k + 1}/{count}')
+            found.append(evaluate(
+                self.cfg.val_evaluator, trained,
+                rows.subset(np.flatnonzero(fold == k)),
+                self.batch_size('val')))
+        self._visualizer = drawn
+        scores = np.array([[self.score(m) for m in one] for one in found])
+        kept = list(settings)[int(scores.mean(0).argmax())]
+        table = []
+        for name, one in zip(settings, zip(*found, strict=True), strict=True):
+            values = [metrics[self.metric] for metrics in one]
+            table.append(dict(
+                name=name, metric=self.metric, value=float(np.mean(values)),
+                std=float(np.std(values)), split=f'train, {count} folds',
+                epoch=self.epochs, kept=name == kept))
+        return kept, table
 
 
-def _table(hub: MessageHub, keep: KeepBest, settings: dict[str, dict],
-           kept: str) -> list[dict[str, Any]]:
-    """The best epoch of every setting."""
-    rows = []
-    for name, setting in settings.items():
-        one = len(settings) == 1
-        key = keep.metric if one else f'{name}/{keep.metric}'
-        values, _ = hub.get_scalar(f'val/{key}').data
-        best = (np.nan if np.isnan(values).all() else
-                np.nanmax(values) if keep.rules[0] == 'greater' else
-                np.nanmin(values))
-        epoch = int(np.argmax(values == best)) + 1
-        rows.append(dict(**setting, metric=keep.metric, value=float(best),
-                         epoch=epoch, kept=name == kept))
-    return rows
+def _optimiser(trained: Candidates, cfg: Config,
+               settings: list[dict]) -> OptimWrapper:
+    """One optimiser of the config, a group or more for each setting."""
+    made = []
+    for model, setting in zip(trained.models, settings, strict=True):
+        own = copy.deepcopy(cfg.optim_wrapper)
+        if own.get('type', 'OptimWrapper') != 'OptimWrapper':
+            own = {key: value for key, value in own.items() if key in (
+                'optimizer', 'paramwise_cfg', 'constructor', 'clip_grad',
+                'accumulative_counts')}
+        optimizer = own['optimizer']
+        if optimizer['type'] in _FUSED and not (
+                _IMPLEMENTATIONS & set(optimizer)):
+            optimizer['fused'] = True
+        optimizer.update(setting)
+        made.append(build_optim_wrapper(model, ConfigDict(own)))
+    for other in made[1:]:
+        for group in other.optimizer.param_groups:
+            made[0].optimizer.add_param_group(group)
+    return made[0]
+
+
+def _update(wrapper: OptimWrapper, trained: Candidates,
+            loss: torch.Tensor) -> None:
+    """A step; each setting is clipped on its own."""
+    wrapper.backward(wrapper.scale_loss(loss))
+    if not wrapper.should_update():
+        return
+    if wrapper.clip_grad_kwargs:
+        for model in trained.models:
+            wrapper.clip_func([p for p in model.parameters()
+                               if p.grad is not None],
+                              **wrapper.clip_grad_kwargs)
+    wrapper.optimizer.step()
+    wrapper.optimizer.zero_grad()
+
+
+def _tell_left_out(cfg: Config) -> None:
+    """Name what of a config a probe does not do."""
+    found = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or []]
+    if (cfg.model.get('train_cfg') or {}).get('augments'):
+        found.append('train_cfg.augments, which mix images')
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind != 'OptimWrapper':
+        found.append(f'the mixed precision or more of {kind}')
+    if any(one.get('type') == 'ReduceOnPlateauLR' for one in (
+            cfg.get('param_scheduler') or []) if isinstance(one, dict)):
+        found.append('ReduceOnPlateauLR')
+    if found:
+        print_log(f'left out of the probe: {", ".join(found)}.', 'current',
+                  logging.WARNING)
 
 
 def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:

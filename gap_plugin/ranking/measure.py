@@ -32,7 +32,7 @@ from ..features.images import (
 )
 from ..files import written_whole
 from ..host import versions
-from ..probing import grid, probe
+from ..probing import grid, interval, probe
 from ..version import __version__
 from .options import (
     SPLITS,
@@ -125,20 +125,21 @@ def rank_one(name: str, folder: Path, base: Config, bad: set[str],
         for split in SPLITS}
     result = probe(
         model, cfg, stores['train'], stores['val'], epochs=options.epochs,
-        work_dir=folder / 'probe',
         metainfo=stores['train'].description['metainfo'],
         settings=grid(options.lr, options.weight_decay))
     (kept, ) = [row for row in result.table if row['kept']]
-    if not math.isfinite(kept['value']):
+    accuracy = result.metrics[kept['metric']]
+    if not math.isfinite(accuracy):
         raise ValueError('the probe has diverged: try a smaller lr.')
     rate, side = speed(model, cfg, options.timing_batch, options.amp)
     parameters = sum(p.numel() for p in model.backbone.parameters())
     return dict(
-        model=name, accuracy=kept['value'], metric=kept['metric'],
+        model=name, accuracy=accuracy, metric=kept['metric'],
         images_per_s=rate, img_size=side, params_m=parameters / 1e6,
         features=stores['train'].features.shape[1],
         lr=kept.get('lr'), weight_decay=kept.get('weight_decay'),
-        epoch=kept['epoch'], seconds=time.perf_counter() - start)
+        epoch=kept['epoch'], seconds=time.perf_counter() - start,
+        **interval(kept['metric'], accuracy, len(stores['val'])))
 
 
 def logged(log: Path, work: Callable, *args: object) -> dict:

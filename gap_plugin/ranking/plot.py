@@ -51,6 +51,11 @@ def draw(rows: list[dict]) -> Figure:
         x, y, [area(row['params_m']) for row in rows], alpha=.6,
         linewidths=.8, edgecolors='white',
         c=[COLOURS[row in front] for row in rows])
+    if all('low' in row for row in rows):  # what chance may have done
+        axes.errorbar(
+            x, y, [[row['accuracy'] - row['low'] for row in rows],
+                   [row['high'] - row['accuracy'] for row in rows]],
+            fmt='none', ecolor='grey', alpha=.5, linewidth=.8, zorder=0)
     axes.plot(*line, color=COLOURS[True], linewidth=1.2, zorder=0,
               label='Pareto front')
     axes.set_xscale('log')

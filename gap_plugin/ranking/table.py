@@ -8,7 +8,7 @@ from .plot import pareto, plot
 
 COLUMNS = ('model', 'accuracy', 'metric', 'images_per_s', 'pareto',
            'params_m', 'features', 'img_size', 'lr', 'weight_decay', 'epoch',
-           'seconds', 'error')
+           'seconds', 'error', 'low', 'high')
 
 
 def write_tables(rows: list[dict], out: Path) -> None:
@@ -25,9 +25,9 @@ def write_tables(rows: list[dict], out: Path) -> None:
         writer.writerows(ranked + failed)
     metric = ranked[0]['metric'] if ranked else 'accuracy'
     lines = [
-        f'| network | {metric} (val) | images/s | params (M) | features | '
-        'image | Pareto front |', '|---|---|---|---|---|---|---|', *(
-            f'| {row["model"]} | {row["accuracy"]:.2f} | '
+        f'| network | {metric} (val, 95 %) | images/s | params (M) | '
+        'features | image | Pareto front |', f'|{"---|" * 7}', *(
+            f'| {row["model"]} | {row["accuracy"]:.2f}{_spread(row)} | '
             f'{row["images_per_s"]:.1f} | {row["params_m"]:.2f} | '
             f'{row["features"]} | {row["img_size"]} | '
             f'{"yes" if row["pareto"] else ""} |' for row in ranked), *(
@@ -38,3 +38,9 @@ def write_tables(rows: list[dict], out: Path) -> None:
     if ranked:
         with written_whole(out / 'ranking.png') as path:
             plot(ranked, path)
+
+
+def _spread(row: dict) -> str:
+    """The interval of an accuracy, where there is one."""
+    return (f' ({row["low"]:.1f} to {row["high"]:.1f})' if 'low' in row
+            else '')
