@@ -192,7 +192,7 @@ def test_a_probe_writes_what_it_wrote(monkeypatch, tmp_path):
     with open(tmp_path / 'linear_probe.csv', encoding='utf-8') as file:
         assert csv.DictReader(file).fieldnames == [
             'method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
-            'value', 'std', 'epoch', 'kept']
+            'value', 'std', 'epoch', 'kept', 'C', 'low', 'high']
     saved = torch.load(tmp_path / 'linear_probe.pth', weights_only=True)
     assert set(saved) >= {'meta', 'state_dict'}
     assert set(saved['meta']) >= {
@@ -255,7 +255,7 @@ def test_a_ranking_writes_what_it_wrote(source, monkeypatch, tmp_path):
     assert reader.fieldnames == [
         'model', 'accuracy', 'metric', 'images_per_s', 'pareto', 'params_m',
         'features', 'img_size', 'lr', 'weight_decay', 'epoch', 'seconds',
-        'error']
+        'error', 'low', 'high']
     assert row['model'] == 'test_vit' and not row['error']
     result = json.loads(
         (tmp_path / 'networks' / 'test_vit' / 'result.json').read_text())

@@ -502,7 +502,7 @@ def test_what_of_a_config_is_not_done_is_named(tmp_path, monkeypatch):
         'optim_wrapper.type': 'AmpOptimWrapper',
         'model.train_cfg': dict(augments=dict(type='Mixup', alpha=.8))})
     told = []
-    monkeypatch.setattr('gap_plugin.probing.training.print_log',
+    monkeypatch.setattr('gap_plugin.probing.optimiser.print_log',
                         lambda text, *_: told.append(text))
     probe(model, cfg, train, val, epochs=1)
     (line, ) = told

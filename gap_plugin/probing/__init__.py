@@ -1,8 +1,8 @@
 """Neck and head, trained on stored features.
 
 Reading order: :mod:`.rows` (features as batches), :mod:`.parts` (what is
-trained), :mod:`.schedule`, :mod:`.metrics`, :mod:`.choice` (settings and
-folds), :mod:`.training` (the probe), :mod:`.neighbours` (k-NN),
+trained), :mod:`.optimiser`, :mod:`.schedule`, :mod:`.metrics`, :mod:`.choice`
+(settings and folds), :mod:`.training` (the probe), :mod:`.neighbours` (k-NN),
 :mod:`.few_labels` (scikit-learn's classifiers).
 """
 

@@ -1,7 +1,6 @@
 """Neck and head of a config, trained on stored features."""
 
 import copy
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,8 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import VISUALIZERS
 from torch import nn
 
@@ -22,18 +20,13 @@ from ..files import written_whole
 from ..progress import bar
 from .choice import folds, is_better
 from .metrics import evaluate
+from .optimiser import optimiser, tell_left_out, update
 from .parts import Candidates, probe_model
 from .rows import Batches, Rows
 from .schedule import Schedule
 
 #: Ways to choose one of several settings.
 SELECT = ('cv', 'val')
-
-#: Optimisers of torch with one kernel for a step, and what rules it out:
-#: of a probe's few small weights, the steps of the kernels are most of it.
-_FUSED = ('Adam', 'AdamW', 'SGD')
-_IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
-
 
 @dataclass
 class ProbeResult:
@@ -102,7 +95,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
             check_split(store.labels, model, split)
-    _tell_left_out(cfg)
+    tell_left_out(cfg)
     short = probe_model(model, views[0].description['in_tuple'])
     device = next(model.parameters()).device
     rows, val_rows, test_rows = (
@@ -121,8 +114,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         chosen = chosen or next(iter(settings))
         run.train(Candidates(short, 1), {chosen: settings[chosen]}, rows,
                   val_rows)
-    own = {key: value for key, value in cfg.optim_wrapper.optimizer.items()
-           if key in ('lr', 'weight_decay')}
+    own = {key: cfg.optim_wrapper.optimizer[key] for key in (
+        'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
     found = [
         {} if some is None else evaluate(
             cfg[f'{split}_evaluator'], Candidates(short, 1), some,
@@ -150,10 +143,9 @@ class _Run:
 
     def __init__(self, cfg: Config, epochs: int,
                  work_dir: str | Path | None) -> None:
-        self.cfg, self.epochs = cfg, epochs
+        self.cfg, self.epochs, self.metric = cfg, epochs, ''
         self.seed = (cfg.get('randomness') or {}).get('seed') or 0
         self.hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        self.metric = ''
         self._visualizer = work_dir and cfg.get('visualizer') and (
             VISUALIZERS.build(dict(
                 cfg.visualizer, save_dir=str(work_dir),
@@ -200,7 +192,7 @@ class _Run:
         torch.manual_seed(self.seed)
         batches = Batches(self.cfg.train_dataloader, rows, self.seed)
         steps = self.epochs * len(batches)
-        wrapper = _optimiser(trained, self.cfg, list(settings.values()))
+        wrapper = optimiser(trained, self.cfg, list(settings.values()))
         wrapper.initialize_count_status(nn.Identity(), 0, steps)
         loop = self.cfg.train_cfg
         schedule = Schedule(
@@ -215,7 +207,7 @@ class _Run:
                 for chosen in batches.of(epoch):
                     schedule.apply(step)
                     losses = trained.loss(*rows.take(chosen, epoch))
-                    _update(wrapper, trained, losses['loss'])
+                    update(wrapper, trained, losses['loss'])
                     for key, value in losses.items():
                         sums[key] = sums.get(key, 0) + value.detach()
                     step += 1
@@ -298,59 +290,6 @@ class _Run:
                 std=float(np.std(values)), split=f'train, {count} folds',
                 epoch=self.epochs, kept=name == kept))
         return kept, table
-
-
-def _optimiser(trained: Candidates, cfg: Config,
-               settings: list[dict]) -> OptimWrapper:
-    """One optimiser of the config, a group or more for each setting."""
-    made = []
-    for model, setting in zip(trained.models, settings, strict=True):
-        own = copy.deepcopy(cfg.optim_wrapper)
-        if own.get('type', 'OptimWrapper') != 'OptimWrapper':
-            own = {key: value for key, value in own.items() if key in (
-                'optimizer', 'paramwise_cfg', 'constructor', 'clip_grad',
-                'accumulative_counts')}
-        optimizer = own['optimizer']
-        if optimizer['type'] in _FUSED and not (
-                _IMPLEMENTATIONS & set(optimizer)):
-            optimizer['fused'] = True
-        optimizer.update(setting)
-        made.append(build_optim_wrapper(model, ConfigDict(own)))
-    for other in made[1:]:
-        for group in other.optimizer.param_groups:
-            made[0].optimizer.add_param_group(group)
-    return made[0]
-
-
-def _update(wrapper: OptimWrapper, trained: Candidates,
-            loss: torch.Tensor) -> None:
-    """A step; each setting is clipped on its own."""
-    wrapper.backward(wrapper.scale_loss(loss))
-    if not wrapper.should_update():
-        return
-    if wrapper.clip_grad_kwargs:
-        for model in trained.models:
-            wrapper.clip_func([p for p in model.parameters()
-                               if p.grad is not None],
-                              **wrapper.clip_grad_kwargs)
-    wrapper.optimizer.step()
-    wrapper.optimizer.zero_grad()
-
-
-def _tell_left_out(cfg: Config) -> None:
-    """Name what of a config a probe does not do."""
-    found = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or []]
-    if (cfg.model.get('train_cfg') or {}).get('augments'):
-        found.append('train_cfg.augments, which mix images')
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind != 'OptimWrapper':
-        found.append(f'the mixed precision or more of {kind}')
-    if any(one.get('type') == 'ReduceOnPlateauLR' for one in (
-            cfg.get('param_scheduler') or []) if isinstance(one, dict)):
-        found.append('ReduceOnPlateauLR')
-    if found:
-        print_log(f'left out of the probe: {", ".join(found)}.', 'current',
-                  logging.WARNING)
 
 
 def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:
