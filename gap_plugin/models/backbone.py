@@ -15,7 +15,6 @@ from ..timm_network import (
     check_size,
     freeze,
     image_size,
-    last_built,
     layer_depths,
     pair,
     prepared,
@@ -127,7 +126,6 @@ class TimmFeatureBackbone(BaseModule):
         self.image_size = image_size(spec, model)
         self.data_source = DataSource(model_name, model.pretrained_cfg,
                                       img_size, in_channels)
-        remember(self.data_source)
         unused = tuple(f'{m}.' for m in self._path.unused_modules)
         if report is not None:
             report.check(model, checkpoint_path, model_name,
@@ -174,6 +172,11 @@ class TimmFeatureBackbone(BaseModule):
         # checkpoints of TIMMBackbone hold what is taken out here
         self._unused_keys = tuple(f'timm_model.{m}' for m in unused)
         self._register_load_state_dict_pre_hook(self._before_load)
+        remember(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        remember(self)  # a copy may outlive what it was made from
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network.
@@ -289,11 +292,8 @@ class TimmFeatureBackbone(BaseModule):
         which not every network runs them in.
         """
         if self._fuses is None:
-            last, _ = last_built()
             with torch.random.fork_rng(devices=[]):
                 self._fuses = fuses_rightly(self._build_another())
-            if last is not None:
-                remember(last)
         if not self._fuses:
             raise ValueError(
                 f"{self.model_name!r} does not survive MMCV's fuse_conv_bn, "

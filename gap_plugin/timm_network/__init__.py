@@ -21,7 +21,7 @@ from .image_settings import (
     DataSource,
     check_size,
     data_source,
-    last_built,
+    live_source,
     pair,
     remember,
 )
@@ -33,7 +33,7 @@ __all__ = [
     'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
     'NetworkSpec', 'check_name', 'check_size', 'create_bare',
     'create_network', 'data_source', 'freeze', 'is_registered',
-    'image_size', 'last_built', 'layer_depths', 'pair', 'prepare',
+    'image_size', 'live_source', 'layer_depths', 'pair', 'prepare',
     'prepared', 'read_features', 'refuses', 'remember', 'run_for_shapes',
     'tune_part'
 ]

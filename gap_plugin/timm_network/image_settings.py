@@ -1,7 +1,10 @@
 """What timm says about the images that a network was trained on."""
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from timm.data import resolve_data_config
@@ -65,6 +68,11 @@ class DataSource:
     pretrained_cfg: dict[str, Any]
     img_size: tuple[int, int] | None = None
     in_channels: int = 3
+
+    @cached_property
+    def images(self) -> tuple:
+        """What tells apart the images of two networks."""
+        return self.in_channels, self.settings(False), self.settings(True)
 
     def settings(self, test: bool, **given: Any) -> DataSettings:
         """Settings for training or testing.
@@ -169,16 +177,51 @@ def data_source(model_name: str, in_channels: int = 3) -> DataSource:
     return DataSource(model_name, cfg, in_channels=in_channels)
 
 
-_built: list[DataSource] = []
+_alive: list[weakref.ref] = []
 
 
-def remember(source: DataSource) -> None:
-    """Note that a network has been built in this process."""
-    if source in _built:
-        _built.remove(source)
-    _built.append(source)
+def remember(network: Any) -> None:
+    """Note a network, by its ``data_source``, for as long as it lives."""
+    _alive.append(weakref.ref(network, _alive.remove))
 
 
-def last_built() -> tuple[DataSource | None, list[DataSource]]:
-    """The network built last in this process, and the other ones."""
-    return (_built[-1] if _built else None), _built[:-1]
+def live_source(what: str) -> DataSource | None:
+    """Whose images are meant, where nothing says it.
+
+    Networks that take the same images count as one.
+
+    Args:
+        what: Who asks, for messages.
+
+    Returns:
+        The one setting of the networks that live in this process; None if
+        there are none.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    found = _live()
+    if len(found) > 1:
+        gc.collect()  # a runner that has been let go is a circle
+        found = _live()
+    if len(found) > 1:
+        names = ' and '.join(
+            f'{source.model_name!r} at {source.settings(False).size}'
+            for source in found)
+        raise ValueError(
+            f'{what} has no model_name, and networks of different images '
+            f'are in this process: {names}. Give model_name and img_size; '
+            "for a runner, default_hooks=dict(binding=dict(type='"
+            "BindPipelineHook')) will do, too.")
+    return found[0] if found else None
+
+
+def _live() -> list[DataSource]:
+    """One source for each setting among the networks that are alive."""
+    found: dict[tuple, DataSource] = {}
+    for reference in list(_alive):
+        network = reference()
+        if network is not None:
+            source = network.data_source
+            found.setdefault(source.images, source)
+    return list(found.values())
