@@ -1,9 +1,9 @@
 """timm networks as MMPretrain backbones.
 
 Importing this package registers its backbone, necks, head, classifier,
-dataset, transforms, optimizer wrapper and checkpoint hook in MMPretrain's
-registries and lets torch read the checkpoints that MMEngine writes, without
-the code that a file may carry. It does nothing else.
+dataset, transforms, optimizer wrapper and hooks in MMPretrain's registries
+and lets torch read the checkpoints that MMEngine writes, without the code
+that a file may carry. It does nothing else.
 """
 
 import warnings
@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from .engine import (
         AtomicCheckpointHook,
         Bfloat16OptimWrapper,
+        BindPipelineHook,
         allow_classes,
         allow_host_checkpoints,
     )
@@ -40,8 +41,9 @@ from .version import __version__
 allow_host_checkpoints()
 
 __all__ = [
-    'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper', 'Digits',
-    'GAPNeck', 'LinearHead', 'TimmFeatureBackbone', 'TimmFeatureClassifier',
-    'TimmTestTransform', 'TimmTrainTransform', '__version__',
-    'allow_classes', 'timm_test_pipeline', 'timm_train_pipeline'
+    'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper',
+    'BindPipelineHook', 'Digits', 'GAPNeck', 'LinearHead',
+    'TimmFeatureBackbone', 'TimmFeatureClassifier', 'TimmTestTransform',
+    'TimmTrainTransform', '__version__', 'allow_classes',
+    'timm_test_pipeline', 'timm_train_pipeline'
 ]

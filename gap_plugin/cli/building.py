@@ -14,6 +14,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
+from ..engine import BindPipelineHook
 from ..engine.building import build_classifier
 from ..features import FeatureStore, extract
 from ..host import init_cpu_group
@@ -144,9 +145,11 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
             find_unused_parameters=cfg.get('find_unused_parameters', False))
         wrapper.setdefault('device_ids', None)
         cfg.model_wrapper_cfg = wrapper
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
+              Runner.from_cfg(cfg))
+    if not any(isinstance(hook, BindPipelineHook) for hook in runner.hooks):
+        runner.register_hook(BindPipelineHook())
+    return runner
 
 
 def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,

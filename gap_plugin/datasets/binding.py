@@ -36,10 +36,16 @@ class NetworkTransform(BaseTransform):
         elif network is not None:
             self.bind_network(DataSource(**network))
 
-    def bind_network(self, source: DataSource) -> None:
-        """Make images for this network from now on."""
-        if self.model_name is None:
-            self._bound = source
+    def bind_network(self, source: DataSource) -> bool:
+        """Make images for this network from now on.
+
+        Returns:
+            Whether other images may have been made up to now.
+        """
+        if self.model_name is not None:
+            return False
+        before, self._bound = self._bound, source
+        return getattr(before, 'images', None) != source.images
 
     def source(self) -> DataSource:
         """Whose images these are, at this moment.
@@ -94,8 +100,8 @@ def source_of(model: Any) -> DataSource | None:
     Raises:
         ValueError: If several networks take different images.
     """
-    if not isinstance(model, nn.Module):  # DeepSpeed's wrapper
-        model = getattr(model, 'model', nn.Module())
+    if not isinstance(model, nn.Module):
+        model = getattr(model, 'model', nn.Module())  # of DeepSpeed's wrapper
     found = [(name.split('.') if name else [], module.data_source)
              for name, module in model.named_modules()
              if isinstance(getattr(module, 'data_source', None), DataSource)]
@@ -111,17 +117,19 @@ def source_of(model: Any) -> DataSource | None:
     return chosen[0][1] if chosen else None
 
 
-def bind_pipeline(root: Any, source: DataSource) -> None:
+def bind_pipeline(root: Any, source: DataSource) -> bool:
     """Bind all transforms that follow a network to this one.
 
     Args:
         root: A transform, a pipeline, a dataset or a wrapper of datasets, or
             a list of them.
         source: Of the network.
+
+    Returns:
+        Whether other images may have been made up to now.
     """
-    for part in _parts(root):
-        if hasattr(part, 'bind_network'):
-            part.bind_network(source)
+    return any([part.bind_network(source) for part in _parts(root)
+                if hasattr(part, 'bind_network')])
 
 
 def _parts(root: Any) -> Iterator[Any]:

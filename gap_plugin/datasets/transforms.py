@@ -73,10 +73,11 @@ class _TimmTransform(NetworkTransform):
     def _stock(self, source: DataSource) -> list[dict[str, Any]]:
         raise NotImplementedError
 
-    def bind_network(self, source: DataSource) -> None:
-        """Make images for this network from now on."""
-        super().bind_network(source)
+    def bind_network(self, source: DataSource) -> bool:
+        """As of :class:`NetworkTransform`, errors of the options included."""
+        changed = super().bind_network(source)
         self.steps()
+        return changed
 
     def steps(self) -> Compose:
         """The stock transforms, made anew for another network."""

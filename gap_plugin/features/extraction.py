@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmengine.registry import FUNCTIONS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..engine.building import model_config
 from ..engine.device import autocast
 from ..host import versions
 from ..progress import bar
@@ -64,7 +66,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
                          f'{dtype!r}.')
     loader = loader_config(cfg, split, view is not None)
     part = FixedPart(model)
-    dataset = build_dataset(loader, split)
+    dataset = build_dataset(loader, split, model)
     names, labels, files = data_list(dataset)
     check_split(labels, model, split)
     seed = (cfg.get('randomness') or {}).get('seed') or 0
@@ -72,7 +74,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
         weights=weights_of(part),
         backbone=_hash(cfg.model.get('backbone')),
         neck=part.necks,
-        preprocessor=_hash([cfg.model.get('data_preprocessor'), {
+        preprocessor=_hash([model_config(cfg).get('data_preprocessor'), {
             name: value.tolist()
             for name, value in part.data_preprocessor.named_buffers()}]),
         # the transforms of ours follow the network's description
@@ -143,8 +145,10 @@ def extract(model: nn.Module, cfg: Config, split: str,
 
 
 def _collate(loader: dict) -> Any:
-    kind = (loader.get('collate_fn') or dict(type='default_collate'))['type']
-    return FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+    given = dict(loader.get('collate_fn') or dict(type='default_collate'))
+    kind = given.pop('type')
+    return partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind,
+                   **given)
 
 
 def _batches(loader: dict, rows: Rows, blocks: list[int],

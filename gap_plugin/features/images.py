@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..datasets import bind_pipeline, source_of
 from ..datasets.loading import unreadable
 from ..messages import shorten
 from ..models.checks import check_labels
@@ -55,8 +56,14 @@ def loader_config(cfg: Config, split: str, augmented: bool = False) -> dict:
     return loader
 
 
-def build_dataset(loader: dict, split: str) -> BaseDataset:
+def build_dataset(loader: dict, split: str,
+                  model: nn.Module | None = None) -> BaseDataset:
     """The dataset of a dataloader's config.
+
+    Args:
+        loader: That config.
+        split: Of which split.
+        model: Whose images it gives; None if none are loaded.
 
     Raises:
         ValueError: If it is empty.
@@ -71,6 +78,9 @@ def build_dataset(loader: dict, split: str) -> BaseDataset:
         raise
     if not len(dataset):
         raise ValueError(empty)
+    source = source_of(model)
+    if source is not None:
+        bind_pipeline(dataset, source)
     return dataset
 
 

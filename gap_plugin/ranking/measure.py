@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from ..engine.building import build_classifier
@@ -91,7 +90,8 @@ def speed(model: nn.Module, cfg: Config, batch: int,
     Images are as large as those of the validation split. The median over the
     batches of three seconds, after a warm-up.
     """
-    shape = build_dataset(loader_config(cfg, 'val'), 'val')[0]['inputs'].shape
+    dataset = build_dataset(loader_config(cfg, 'val'), 'val', model)
+    shape = dataset[0]['inputs'].shape
     device = next(model.parameters()).device
     x = torch.randn(batch, *shape, device=device)
     model.eval()
@@ -115,8 +115,6 @@ def rank_one(name: str, folder: Path, base: Config, bad: set[str],
         ValueError: If it cannot be probed.
     """
     start = time.perf_counter()
-    if base.get('custom_imports'):  # in this process, too
-        import_modules_from_strings(**base.custom_imports)
     cfg = config_of(name, base, options)
     model = build_classifier(cfg)
     stores = {
