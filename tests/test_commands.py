@@ -13,7 +13,6 @@ from gap_plugin.cli import console, flags
 from gap_plugin.cli.command import one_line
 from gap_plugin.engine.building import check_fits
 from gap_plugin.messages import first_line, shorten
-from gap_plugin.timm_network import image_settings
 
 SHORT = ('train_dataloader.dataset.indices=64', 'train_cfg.max_epochs=1')
 
@@ -24,10 +23,7 @@ def train(folder, *options, ok=True, flags=()):
                 prog='gap-plugin train')
 
 
-def test_a_flexible_runner_has_its_header_and_is_tested(tmp_path,
-                                                        monkeypatch):
-    # it builds its data ahead of its model: as in a process of its own
-    monkeypatch.setattr(image_settings, '_built', [])
+def test_a_flexible_runner_has_its_header_and_is_tested(tmp_path):
     text = train(tmp_path, 'runner_type=FlexibleRunner')
     assert re.search(r'^network  test_nfnet, 0\.19 M parameters', text, re.M)
     assert '\n\n' not in text  # no bar in a pipe leaves a line
