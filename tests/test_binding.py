@@ -40,7 +40,7 @@ SIDES = (32, 48)
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     """As in a process of its own: without the networks of other tests."""
-    monkeypatch.setattr(image_settings, '_alive', [])
+    monkeypatch.setattr(image_settings, '_alive', {})
     init_default_scope('mmpretrain')
 
 
@@ -123,7 +123,7 @@ def test_timms_defaults_are_taken_with_a_warning_until_there_is_a_network(
 def elsewhere(transform, monkeypatch):
     """What another process gets, which has no network."""
     sent = pickle.dumps(transform)
-    monkeypatch.setattr(image_settings, '_alive', [])
+    monkeypatch.setattr(image_settings, '_alive', {})
     monkeypatch.setattr(os, 'getpid', lambda: -1)
     return pickle.loads(sent)  # noqa: S301
 

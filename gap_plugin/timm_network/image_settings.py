@@ -177,12 +177,13 @@ def data_source(model_name: str, in_channels: int = 3) -> DataSource:
     return DataSource(model_name, cfg, in_channels=in_channels)
 
 
-_alive: list[weakref.ref] = []
+_alive: dict[int, weakref.ref] = {}
 
 
 def remember(network: Any) -> None:
     """Note a network, by its ``data_source``, for as long as it lives."""
-    _alive.append(weakref.ref(network, _alive.remove))
+    key = id(network)
+    _alive[key] = weakref.ref(network, lambda _: _alive.pop(key, None))
 
 
 def live_source(what: str) -> DataSource | None:
@@ -219,7 +220,7 @@ def live_source(what: str) -> DataSource | None:
 def _live() -> list[DataSource]:
     """One source for each setting among the networks that are alive."""
     found: dict[tuple, DataSource] = {}
-    for reference in list(_alive):
+    for reference in list(_alive.values()):
         network = reference()
         if network is not None:
             source = network.data_source
