@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 import runs
 from errors import one_line
 from gap_plugin import TimmFeatureBackbone, TimmTestTransform
-from gap_plugin.datasets import bind_pipeline, source_of
+from gap_plugin.datasets import NetworkTransform, bind_pipeline, source_of
 from gap_plugin.timm_network import image_settings
 from networks import full
 
@@ -78,6 +78,18 @@ def test_networks_of_the_same_images_count_as_one():
     held = network(32, 'resnet10t'), network(32, 'resnet14t')
     assert sources[0] != sources[1]
     assert shown(TimmTestTransform()) == held[0].image_size[0]
+
+
+def test_networks_count_as_one_in_what_matters():
+    class Channels(NetworkTransform):
+        def matters(self, source):
+            return source.in_channels
+
+    held = network(32), network(48)
+    assert Channels().source().in_channels == 3
+    held += (TimmFeatureBackbone('test_resnet', in_channels=1), )
+    with pytest.raises(ValueError, match='networks of different images'):
+        Channels().source()
 
 
 def test_several_networks_are_refused_by_name():

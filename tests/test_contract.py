@@ -46,7 +46,8 @@ REGISTERED = {
     'GAPNeck': MODELS, 'BNNeck': MODELS, 'LinearHead': MODELS,
     'TimmTrainTransform': TRANSFORMS, 'TimmTestTransform': TRANSFORMS,
     'CenterPad': TRANSFORMS, 'Digits': DATASETS,
-    'AtomicCheckpointHook': HOOKS, 'Bfloat16OptimWrapper': OPTIM_WRAPPERS,
+    'AtomicCheckpointHook': HOOKS, 'BindPipelineHook': HOOKS,
+    'Bfloat16OptimWrapper': OPTIM_WRAPPERS,
     'timm_auto_wrap_policy': FUNCTIONS,
 }
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,12 @@ class NetworkTransform(BaseTransform):
         if self.model_name is not None:
             return False
         before, self._bound = self._bound, source
-        return getattr(before, 'images', None) != source.images
+        return not (isinstance(before, DataSource)
+                    and self.matters(before) == self.matters(source))
+
+    def matters(self, source: DataSource) -> Hashable:
+        """What of a network's images matters to this transform."""
+        return source.images
 
     def source(self) -> DataSource:
         """Whose images these are, at this moment.
@@ -55,7 +60,8 @@ class NetworkTransform(BaseTransform):
         """
         if isinstance(self._bound, ValueError):  # in a worker process
             raise self._bound
-        found = self._bound or live_source(type(self).__name__)
+        found = self._bound or live_source(type(self).__name__,
+                                           self.matters)
         if found is not None:
             return found
         if not self._warned:
@@ -70,7 +76,7 @@ class NetworkTransform(BaseTransform):
         state = dict(self.__dict__)
         if self._bound is None:  # another process lacks the network
             try:
-                found = live_source(type(self).__name__)
+                found = live_source(type(self).__name__, self.matters)
             except ValueError as error:
                 found = error
             state['_elsewhere'] = os.getpid(), found

@@ -3,8 +3,10 @@
 import gc
 import math
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from timm.data import resolve_data_config
@@ -186,13 +188,14 @@ def remember(network: Any) -> None:
     _alive[key] = weakref.ref(network, lambda _: _alive.pop(key, None))
 
 
-def live_source(what: str) -> DataSource | None:
+def live_source(what: str, matters: Callable[[DataSource], Hashable]
+                = attrgetter('images')) -> DataSource | None:
     """Whose images are meant, where nothing says it.
-
-    Networks that take the same images count as one.
 
     Args:
         what: Who asks, for messages.
+        matters: What of the images matters to it: networks that have it in
+            common count as one.
 
     Returns:
         The one setting of the networks that live in this process; None if
@@ -201,10 +204,10 @@ def live_source(what: str) -> DataSource | None:
     Raises:
         ValueError: If there are several.
     """
-    found = _live()
+    found = _live(matters)
     if len(found) > 1:
         gc.collect()  # a runner that has been let go is a circle
-        found = _live()
+        found = _live(matters)
     if len(found) > 1:
         names = ' and '.join(
             f'{source.model_name!r} at {source.settings(False).size}'
@@ -217,12 +220,12 @@ def live_source(what: str) -> DataSource | None:
     return found[0] if found else None
 
 
-def _live() -> list[DataSource]:
+def _live(matters: Callable[[DataSource], Hashable]) -> list[DataSource]:
     """One source for each setting among the networks that are alive."""
-    found: dict[tuple, DataSource] = {}
+    found: dict[Hashable, DataSource] = {}
     for reference in list(_alive.values()):
         network = reference()
         if network is not None:
             source = network.data_source
-            found.setdefault(source.images, source)
+            found.setdefault(matters(source), source)
     return list(found.values())
