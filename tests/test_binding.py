@@ -4,7 +4,6 @@ import copy
 import gc
 import itertools
 import logging
-import os
 import pickle
 
 import numpy as np
@@ -27,7 +26,12 @@ from torch.utils.data import DataLoader
 import runs
 from errors import one_line
 from gap_plugin import TimmFeatureBackbone, TimmTestTransform
-from gap_plugin.datasets import NetworkTransform, bind_pipeline, source_of
+from gap_plugin.datasets import (
+    NetworkTransform,
+    bind_pipeline,
+    binding,
+    source_of,
+)
 from gap_plugin.timm_network import image_settings
 from networks import full
 
@@ -85,6 +89,9 @@ def test_networks_count_as_one_in_what_matters():
         def matters(self, source):
             return source.in_channels
 
+        def transform(self, results):
+            return results
+
     held = network(32), network(48)
     assert Channels().source().in_channels == 3
     held += (TimmFeatureBackbone('test_resnet', in_channels=1), )
@@ -136,7 +143,7 @@ def elsewhere(transform, monkeypatch):
     """What another process gets, which has no network."""
     sent = pickle.dumps(transform)
     monkeypatch.setattr(image_settings, '_alive', {})
-    monkeypatch.setattr(os, 'getpid', lambda: -1)
+    monkeypatch.setattr(binding, '_PROCESS', 'another')
     return pickle.loads(sent)  # noqa: S301
 
 
@@ -458,6 +465,15 @@ def test_the_config_of_a_model_is_dumped_and_says_the_same(tmp_path):
              for step in again.test_dataloader.dataset.pipeline]
     assert shown(steps[1]) == 32 and held is not None
     assert 'network' not in cfg.test_dataloader.dataset.pipeline[1]
+
+
+def test_models_may_be_given_one_config(photo):
+    cfg, held = api_config(32), [get_model(api_config(s)) for s in SIDES]
+    for model in held:
+        model._config = cfg
+    found = sizes(held[0])
+    ImageClassificationInferencer(held[0])(photo)
+    assert found == [SIDES[0]]
 
 
 def test_a_model_of_ones_own_has_no_config():

@@ -12,10 +12,11 @@ from mmengine.config import Config
 from mmengine.registry import FUNCTIONS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
-from torch.nn import SyncBatchNorm
+from torch import nn
 
 import runs
-from commands import ROOT, main
+from commands import DIGITS, ROOT, main
+from gap_plugin import TimmFeatureBackbone
 from gap_plugin.cli.test import _augment
 from gap_plugin.engine.building import build_classifier
 from gap_plugin.features import FeatureStore, extract
@@ -154,7 +155,7 @@ def test_norms_over_processes_are_those_of_one(tmp_path):
         neck=dict(type='GlobalAveragePooling'), backbone=dict(
             type='ResNet', depth=18, norm_cfg=dict(type='SyncBN')))
     model = build_classifier(cfg)
-    assert not any(isinstance(m, SyncBatchNorm) for m in model.modules())
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
 
 
 @FUNCTIONS.register_module()
@@ -193,3 +194,24 @@ def test_a_deterministic_command_leaves_the_process_as_it_was(tmp_path):
     main('extract', tmp_path / 'config.py', '--splits', 'test', '--work-dir',
          tmp_path)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize('command', ['train', 'extract'])
+def test_commands_take_their_own_images_among_other_networks(tmp_path,
+                                                             command):
+    held = TimmFeatureBackbone('test_resnet', img_size=64)
+    options = ['--cfg-options', 'train_dataloader.dataset.indices=64',
+               'val_dataloader.dataset.indices=8', 'train_cfg.max_epochs=1']
+    path = tmp_path / 'config.py'
+    cfg = Config.fromfile(DIGITS)
+    cfg.default_hooks.pop('binding', None)  # as configs of before
+    cfg.dump(str(path))
+    sides = []
+
+    def note(module, inputs):
+        if isinstance(module, TimmFeatureBackbone):
+            sides.append(inputs[0].shape[-1])
+
+    with nn.modules.module.register_module_forward_pre_hook(note):
+        main(command, path, '--work-dir', tmp_path, *options)
+    assert set(sides) == {32} and held is not None

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Hashable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -79,17 +80,19 @@ class NetworkTransform(BaseTransform):
                 found = live_source(type(self).__name__, self.matters)
             except ValueError as error:
                 found = error
-            state['_elsewhere'] = os.getpid(), found
+            state['_elsewhere'] = (os.getpid(), _PROCESS), found
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         process, found = state.pop('_elsewhere', (None, None))
         self.__dict__.update(state)
-        if process not in (None, os.getpid()):  # no copy, but sent there
+        if process not in (None, (os.getpid(), _PROCESS)):  # not copied
             self._bound = found
 
 
 _DEFAULTS = DataSource("timm's defaults", {})
+#: With its number, this process: numbers alone are used again elsewhere.
+_PROCESS = uuid4().hex
 
 
 def source_of(model: Any) -> DataSource | None:
