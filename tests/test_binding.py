@@ -404,6 +404,17 @@ def test_workers_that_stay_are_started_anew_for_another_network(tmp_path):
         assert seen.sides == {side}
 
 
+def test_transforms_that_come_later_are_bound(tmp_path):
+    """SwitchRecipeHook puts another pipeline into the dataset."""
+    held = network(64)
+    runner, seen = run(tmp_path, 32, val_dataloader=None, val_cfg=None,
+                       val_evaluator=None)
+    runner.register_hook(dict(type='SwitchRecipeHook', schedule=[
+        dict(action_epoch=1, train_pipeline=STEPS)]))
+    runner.train()
+    assert seen.sides == {32} and held is not None
+
+
 def test_augmented_tests_see_their_own_images(tmp_path):
     held = network(64)
     flips = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]

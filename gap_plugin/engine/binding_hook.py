@@ -1,9 +1,8 @@
 """The pipelines of a run make images for its network."""
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmpretrain.registry import HOOKS
-from torch.utils.data import DataLoader
 
 from ..datasets import bind_pipeline, source_of
 from ..timm_network import live_source
@@ -17,29 +16,35 @@ class BindPipelineHook(Hook):
     runners, or a teacher beside its student.
     """
 
-    priority = 'VERY_HIGH'
+    priority = 'LOW'  # after SwitchRecipeHook, which brings new transforms
 
     def before_train(self, runner: Runner) -> None:
         """Bind the training images."""
-        loop, loader = runner.train_loop, runner.train_dataloader
+        loop = runner.train_loop
         started = getattr(loop, 'dataloader_iterator', None)
         # a loop of iterations starts its workers as soon as it is built
         early = started is not None and (
             hasattr(runner, 'strategy') or _are_several())
-        if self._bind(runner, loader) and early:
-            loop.dataloader_iterator = type(started)(loader)
+        if self._bind(runner, loop) and early:
+            loop.dataloader_iterator = type(started)(loop.dataloader)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Bind what has come since."""
+        self._bind(runner, runner.train_loop)
 
     def before_val(self, runner: Runner) -> None:
         """Bind the images of a validation."""
-        self._bind(runner, runner.val_dataloader)
+        self._bind(runner, runner.val_loop)
 
     def before_test(self, runner: Runner) -> None:
         """Bind the images of a test."""
-        self._bind(runner, runner.test_dataloader)
+        self._bind(runner, runner.test_loop)
 
-    def _bind(self, runner: Runner, loader: DataLoader) -> bool:
+    def _bind(self, runner: Runner, loop: BaseLoop) -> bool:
         source = source_of(runner.model)
-        if source is None or not bind_pipeline(loader.dataset, source):
+        loader = getattr(loop, 'dataloader', None)
+        if source is None or not bind_pipeline(
+                getattr(loader, 'dataset', None), source):
             return False
         if getattr(loader, '_iterator', None) is not None:
             loader._iterator = None  # workers that stay make other images
