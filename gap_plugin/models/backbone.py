@@ -1,6 +1,6 @@
 """Any timm network as an MMPretrain backbone."""
 
-from functools import partial
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,16 +15,15 @@ from ..timm_network import (
     check_size,
     freeze,
     image_size,
-    last_built,
     layer_depths,
     pair,
     prepared,
     read_features,
-    refuses,
     remember,
+    size_refused,
     tune_part,
 )
-from .norm_repair import NormConversions, fuses_rightly
+from .norm_repair import NormConversions
 
 
 @MODELS.register_module()
@@ -152,12 +151,8 @@ class TimmFeatureBackbone(BaseModule):
         model.is_init = True  # timm has: MMEngine is not to do it again
         self.timm_model = model
 
-        self._converted = NormConversions(model)
-        self._build_another = partial(
-            TimmFeatureBackbone, model_name, in_channels=in_channels,
-            out_feature=out_feature, out_indices=out_indices, deploy=deploy,
-            img_size=img_size, timm_kwargs=timm_kwargs)
-        self._fuses: bool | None = None
+        self._converted = NormConversions(
+            model, model_name, self._path.pairs)
         self._depths: dict[str, int] | None = None
         self._frozen_modules = freeze(model, frozen_stages)
         tune_part(model, tune)
@@ -175,12 +170,17 @@ class TimmFeatureBackbone(BaseModule):
         self._unused_keys = tuple(f'timm_model.{m}' for m in unused)
         self._register_load_state_dict_pre_hook(self._before_load)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+    def __call__(self, x: torch.Tensor, *args: Any,
+                 **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """Run the network; what it cannot take is said in one line.
+
+        Around :meth:`forward`, for that is traced, and has no branches then.
 
         Args:
             x: Images ``(N, in_channels, H, W)``, normalised as
                 ``pretrained_cfg`` says.
+            *args: For a subclass whose ``forward`` takes more.
+            **kwargs: As ``args``.
 
         Returns:
             Maps ``(N, C_i, h_i, w_i)``, contiguous; ``((N, C), )`` for
@@ -190,31 +190,29 @@ class TimmFeatureBackbone(BaseModule):
             ValueError: If the input has another rank or channel count, or a
                 size that the network cannot take.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
+        if isinstance(x, torch.Tensor) and (
+                x.ndim != 4 or x.shape[1] != self.in_channels):
             raise ValueError(
                 f'{self.model_name!r} takes images (N, {self.in_channels}, '
                 f'H, W), got a tensor of shape {tuple(x.shape)}; in_channels '
                 'of the backbone sets the channel count.')
+        try:
+            return super().__call__(x, *args, **kwargs)
+        except INPUT_ERRORS as error:
+            refused = isinstance(x, torch.Tensor) and size_refused(
+                error, self.model_name, x.shape[2:], self.image_size)
+            if not refused:
+                raise
+            raise refused from error
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network, without a look at the images."""
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        if self._converted.mend():
-            self._check_fused()
-        try:
-            if self.frozen_stages == 'all':
-                with torch.no_grad():
-                    return read_features(self.timm_model, x, self._path)
+        self._converted.mend()
+        with torch.no_grad() if self.frozen_stages == 'all' else (
+                nullcontext()):
             return read_features(self.timm_model, x, self._path)
-        except INPUT_ERRORS as error:
-            height, width = size = tuple(x.shape[2:])
-            if size == self.image_size or not refuses(
-                    self.timm_model, self._path, tuple(x.shape[1:])):
-                raise
-            own = ' x '.join(map(str, self.image_size))
-            raise ValueError(
-                f'{self.model_name!r} cannot take an image of {height} x '
-                f'{width}: {str(error).strip()[:160]!r}; its own size is '
-                f'{own}, another may need img_size of the backbone.'
-            ) from None
 
     def train(self, mode: bool = True) -> 'TimmFeatureBackbone':
         """Switch to training, except for what is frozen."""
@@ -263,9 +261,9 @@ class TimmFeatureBackbone(BaseModule):
         are left as they are. Source: ``reparameterize_model`` of timm.
         """
         reparameterize_model(self.timm_model, inplace=True)
-        self._converted = NormConversions(self.timm_model)
-        self._build_another.keywords['deploy'] = True
-        self._fuses = self._depths = None
+        self._converted = NormConversions(
+            self.timm_model, self.model_name, self._path.pairs)
+        self._depths = None
         # what has been merged is new
         self._frozen_modules = freeze(self.timm_model, self.frozen_stages)
         tune_part(self.timm_model, self.tune)
@@ -281,24 +279,6 @@ class TimmFeatureBackbone(BaseModule):
         if host_init and self._has_weights:
             return self
         return super().apply(fn)
-
-    def _check_fused(self) -> None:
-        """Refuse norms that were fused into other layers than their own.
-
-        ``fuse_conv_bn`` goes by the order in which layers were registered,
-        which not every network runs them in.
-        """
-        if self._fuses is None:
-            last, _ = last_built()
-            with torch.random.fork_rng(devices=[]):
-                self._fuses = fuses_rightly(self._build_another())
-            if last is not None:
-                remember(last)
-        if not self._fuses:
-            raise ValueError(
-                f"{self.model_name!r} does not survive MMCV's fuse_conv_bn, "
-                'which fuses norms with the wrong layers there: leave '
-                'fuse_conv_bn out.')
 
     def _before_load(self, state_dict: dict, prefix: str, *_: Any) -> None:
         if any(k.startswith(f'{prefix}timm_model.') for k in state_dict):

@@ -5,10 +5,12 @@ it. MMEngine's ``sync_bn`` and MMCV's ``fuse_conv_bn`` replace it as if it held
 none (timm issue 1254).
 """
 
+from collections.abc import Collection, Iterator
+
 import torch
-from mmcv.cnn import fuse_conv_bn
 from timm.layers import (
     BatchNormAct2d,
+    Conv2dSame,
     FrozenBatchNormAct2d,
     SyncBatchNormAct,
 )
@@ -28,6 +30,9 @@ class _Fused(nn.Module):
         return self.act(self.drop(x))
 
 
+#: convolutions that use their weights as they are
+_PLAIN = (nn.Conv2d, Conv2dSame)
+
 #: converted norms that run their activation
 _WHOLE = (_Fused, BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct)
 
@@ -37,33 +42,62 @@ class NormConversions:
 
     Args:
         model: The network, ahead of any conversion.
+        model_name: For messages.
+        pairs: A convolution and the norm that alone takes its output, by
+            their names.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._norms = [(owner, name, norm) for owner in model.modules()
-                       for name, norm in owner.named_children()
-                       if isinstance(norm, nn.BatchNorm2d)]
+    def __init__(self, model: nn.Module, model_name: str,
+                 pairs: Collection[tuple[str, str]]) -> None:
+        self._model_name = model_name
+        self._norms = [
+            (owner, name, norm, conv is None or (
+                type(conv) in _PLAIN and (at + conv_name, at + name) in pairs))
+            for at, owner in _named_owners(model)
+            for conv_name, conv, name, norm in _taken_for_pairs(owner)]
 
-    def mend(self) -> bool:
+    def mend(self) -> None:
         """Put lost activations back, in place.
 
-        Returns:
-            Whether norms have been fused into convolutions.
-
         Raises:
-            ValueError: If an unknown conversion has taken an activation away.
+            ValueError: If an unknown conversion has taken an activation away,
+                or a norm has been fused into another layer than its own.
         """
-        fused = False
-        for owner, name, norm in self._norms:
+        for owner, name, norm, fuses in self._norms:
             now = owner._modules.get(name)
             if now is norm:
                 continue
-            fused |= isinstance(now, nn.Identity | _Fused)
             if isinstance(now, nn.Identity):
+                if not fuses:
+                    raise ValueError(
+                        f"{self._model_name!r} does not survive MMCV's "
+                        'fuse_conv_bn, which fuses norms with the wrong '
+                        'layers there: leave fuse_conv_bn out.')
                 owner._modules[name] = _Fused(norm)
             elif _holds_act(norm) and not isinstance(now, _WHOLE):
                 _give_back(owner, name, norm, now)
-        return fused
+
+
+def _named_owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, owner in model.named_modules():
+        yield f'{name}.' if name else '', owner
+
+
+def _taken_for_pairs(owner: nn.Module) -> Iterator[tuple]:
+    """Norms of a module, each with the convolution that MMCV fuses it with.
+
+    MMCV goes by the order in which layers were registered, which not every
+    network runs them in. In place of a convolution there is None where MMCV
+    leaves the norm alone.
+    """
+    conv_name, conv = '', None
+    for name, child in owner.named_children():
+        if isinstance(child, _BatchNorm):
+            if isinstance(child, nn.BatchNorm2d):
+                yield conv_name, conv, name, child
+            conv_name, conv = '', None
+        elif isinstance(child, nn.Conv2d):
+            conv_name, conv = name, child
 
 
 def _holds_act(norm: nn.BatchNorm2d) -> bool:
@@ -87,35 +121,3 @@ def _give_back(owner: nn.Module, name: str, norm: BatchNormAct2d,
             f'{type(now).__name__} has replaced {name!r}, a norm of timm that '
             'holds an activation, which is lost: leave that conversion out; '
             "sync_bn='torch' keeps it.")
-
-
-def fuses_rightly(backbone: nn.Module) -> bool:
-    """Whether MMCV's ``fuse_conv_bn`` keeps what a backbone computes.
-
-    It goes by the order in which layers are registered, which not every
-    network runs them in.
-
-    Args:
-        backbone: One of the same kind, which is spoilt; with any weights.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for norm in backbone.modules():
-        if isinstance(norm, nn.BatchNorm2d):  # as different as after training
-            for value, low, high in ((norm.running_mean, -.5, .5),
-                                     (norm.running_var, .5, 2.),
-                                     (norm.weight, .5, 1.5),
-                                     (norm.bias, -.5, .5)):
-                if value is not None:
-                    value.data.uniform_(low, high, generator=generator)
-    # in float64, where only a wrong fusion changes a digit that is seen
-    backbone.eval().double()
-    image = torch.randn(1, backbone.in_channels, *backbone.image_size,
-                        generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        before = backbone(image)
-        fuse_conv_bn(backbone.timm_model)
-        backbone._fuses = True  # which is to be seen
-        after = backbone(image)
-    return all(
-        torch.allclose(a, b, rtol=0, atol=1e-6 * float(b.abs().max()))
-        for a, b in zip(after, before, strict=True))

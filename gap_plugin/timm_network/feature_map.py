@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.fx
 from torch import nn
 
 from .create import newer_timm
@@ -36,6 +37,7 @@ class FeaturePath:
         prefix_tokens: Class and register tokens ahead of the map's.
         unused_modules: Modules that no output needs and no forward runs.
         unused_parameters: Parameters that run, but reach no output.
+        pairs: A convolution and the norm that alone takes its output.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class FeaturePath:
     prefix_tokens: int = 0
     unused_modules: tuple[str, ...] = ()
     unused_parameters: tuple[str, ...] = ()
+    pairs: frozenset[tuple[str, str]] = frozenset()
 
 
 def read_features(model: nn.Module, x: torch.Tensor,
@@ -81,6 +84,7 @@ def read_features(model: nn.Module, x: torch.Tensor,
     return (y.contiguous(), )
 
 
+@torch.fx.wrap  # one node of a graph: it branches by numbers
 def _grid(tokens: int, size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Height and width of ``tokens`` positions on an image of ``size``."""
     for rounding in (math.floor, math.ceil):
@@ -185,7 +189,7 @@ def _locate(model: nn.Module, out_feature: str,
         path = FeaturePath('vector')
         return _finish(path, _read(trace, path), trace)
 
-    ran = trace.run(model.forward_features)
+    ran = trace.run(lambda model, x: model.forward_features(x))
     if torch.is_tensor(ran.output) and ran.output.ndim == 4:
         nhwc = getattr(model, 'output_fmt', None) == 'NHWC'
         path = FeaturePath('nhwc' if nhwc else 'nchw')
@@ -224,14 +228,14 @@ def _locate(model: nn.Module, out_feature: str,
 
 def _read(trace: Trace, path: FeaturePath) -> Run:
     """Trace :func:`read_features`."""
-    return trace.run(lambda x: read_features(trace.model, x, path))
+    return trace.run(lambda model, x: read_features(model, x, path))
 
 
 def _try_read(trace: Trace, path: FeaturePath) -> Run | None:
     """As :func:`_read`, None where the meta device or network refuses."""
     try:
         return trace.run_on_meta(
-            lambda x: read_features(trace.model, x, path))
+            lambda model, x: read_features(model, x, path))
     except INPUT_ERRORS:
         return None
 
@@ -258,7 +262,8 @@ def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
         channels=tuple(y.shape[1] for y in run.output),
         strides=strides,
         unused_modules=modules,
-        unused_parameters=parameters)
+        unused_parameters=parameters,
+        pairs=run.pairs)
 
 
 def _stride(nominal: int, image: int, positions: int) -> int:
@@ -274,17 +279,25 @@ def _stride(nominal: int, image: int, positions: int) -> int:
 
 def _unused(model: nn.Module,
             run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the modules and, apart, of the parameters to take out."""
-    dead = {n for n, _ in model.named_parameters()} - run.live
+    """Names of the modules and, apart, of the parameters to take out.
+
+    One that several parents share has a name by each, and goes from all.
+    """
+    dead = {n for n, _ in model.named_parameters(
+        remove_duplicate=False)} - run.live
+    # a part of what has been called is needed, too
+    needed = {'.'.join(parts[:end]) for parts in (
+        called.split('.') for called in run.called)
+        for end in range(1, len(parts) + 1)}
     modules: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         own = [f'{name}.{n}' for n, _ in module.named_parameters()]
         # containers are iterated over as well as called: only what is in them
         # can go
         if (name and own and dead.issuperset(own)
                 and not isinstance(module, _CONTAINERS)
                 and not f'{name}.'.startswith(tuple(f'{m}.' for m in modules))
-                and run.called.isdisjoint(module.modules())):
+                and name not in needed):
             modules.append(name)
     prefixes = tuple(f'{m}.' for m in modules)
     return tuple(modules), tuple(
@@ -302,15 +315,8 @@ def _take_out_unused(model: nn.Module, path: FeaturePath) -> None:
         parent, _, child = name.rpartition('.')
         setattr(model.get_submodule(parent), child, nn.Identity())
     for name in path.unused_parameters:
-        unused = model.get_parameter(name)
-        for module in model.modules():  # several may share it
-            for key, parameter in list(module._parameters.items()):
-                if parameter is unused:
-                    delattr(module, key)
-                    module.register_buffer(key, unused.detach())
-
-
-def refuses(model: nn.Module, path: FeaturePath,
-            size: tuple[int, int, int]) -> bool:
-    """Whether a network cannot take an image of a size."""
-    return _try_read(Trace(model, size), path) is None
+        parent, _, key = name.rpartition('.')
+        owner = model.get_submodule(parent)
+        if key in owner._parameters:  # its owner may have several names
+            unused = owner._parameters.pop(key)
+            owner.register_buffer(key, unused.detach())
