@@ -79,8 +79,9 @@ class TimmFeatureBackbone(BaseModule):
         timm_model (nn.Module): The network.
         out_indices (tuple[int]): Levels of the outputs, -1 for the last map.
         out_channels (tuple[int]): Width of each output.
-        out_strides (tuple[int]): Input pixels per position of each output;
-            empty for ``'pre_logits'``.
+        out_strides (tuple[int]): Input pixels per position of each output, on
+            an image of ``image_size``: a few networks (mobilenetv5) have as
+            many positions at every size. Empty for ``'pre_logits'``.
         image_size (tuple[int]): Height and width that it is built for.
         pretrained_cfg (dict): timm's description of the weights.
         data_source (DataSource): What its preprocessing follows from.
@@ -138,10 +139,10 @@ class TimmFeatureBackbone(BaseModule):
         self.num_extra_tokens = getattr(model, 'num_prefix_tokens', 0)
         self.out_channels = self._path.channels
         self.out_strides = self._path.strides
+        if deploy:
+            reparameterize_model(model.eval(), inplace=True)
         for module in model.modules():  # ClassNumCheckHook would see them
             module.__dict__.pop('num_classes', None)
-        if deploy:
-            reparameterize_model(model, inplace=True)
         self.channels_last = channels_last
         if channels_last:
             for value in (*model.parameters(), *model.buffers()):

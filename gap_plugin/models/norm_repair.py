@@ -5,7 +5,7 @@ it. MMEngine's ``sync_bn`` and MMCV's ``fuse_conv_bn`` replace it as if it held
 none (timm issue 1254).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 from timm.layers import (
@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class _Fused(nn.Module):
     """What is left of a norm whose scale and shift a convolution took."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.drop = getattr(norm, 'drop', nn.Identity())
         self.act = getattr(norm, 'act', nn.Identity())
@@ -50,11 +50,20 @@ class NormConversions:
     def __init__(self, model: nn.Module, model_name: str,
                  pairs: Collection[tuple[str, str]]) -> None:
         self._model_name = model_name
-        self._norms = [
-            (owner, name, norm, conv is None or (
-                type(conv) in _PLAIN and (at + conv_name, at + name) in pairs))
-            for at, owner in _named_owners(model)
-            for conv_name, conv, name, norm in _taken_for_pairs(owner)]
+        # where it stands, the norm, whether MMCV fuses it with its own layer
+        self._norms: list[tuple[nn.Module, str, nn.Module, bool]] = []
+        for at, owner in model.named_modules():
+            # MMCV goes by the order in which layers were registered, which
+            # not every network runs them in
+            conv = None
+            for name, child in owner.named_children():
+                full = f'{at}.{name}' if at else name
+                if isinstance(child, _BatchNorm):
+                    self._norms.append((owner, name, child, conv is None or (
+                        conv, full) in pairs))
+                    conv = None
+                elif isinstance(child, nn.Conv2d):
+                    conv = full if type(child) in _PLAIN else ''
 
     def mend(self) -> None:
         """Put lost activations back, in place.
@@ -78,29 +87,7 @@ class NormConversions:
                 _give_back(owner, name, norm, now)
 
 
-def _named_owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, owner in model.named_modules():
-        yield f'{name}.' if name else '', owner
-
-
-def _taken_for_pairs(owner: nn.Module) -> Iterator[tuple]:
-    """Norms of a module, each with the convolution that MMCV fuses it with.
-
-    MMCV goes by the order in which layers were registered, which not every
-    network runs them in. In place of a convolution there is None where MMCV
-    leaves the norm alone.
-    """
-    conv_name, conv = '', None
-    for name, child in owner.named_children():
-        if isinstance(child, _BatchNorm):
-            if isinstance(child, nn.BatchNorm2d):
-                yield conv_name, conv, name, child
-            conv_name, conv = '', None
-        elif isinstance(child, nn.Conv2d):
-            conv_name, conv = name, child
-
-
-def _holds_act(norm: nn.BatchNorm2d) -> bool:
+def _holds_act(norm: nn.Module) -> bool:
     return isinstance(norm, BatchNormAct2d) and not isinstance(
         norm.act, nn.Identity)
 

@@ -2,9 +2,9 @@
 
 Reading order: :mod:`.weights` (files), :mod:`.create` (the network with its
 weights; :mod:`.hub`: whether they can be had), :mod:`.image_settings` (its
-images), :mod:`.trace` (what a run of it shows), :mod:`.feature_map` (where
-its last map is), :mod:`.sizes` (which images it takes), :mod:`.depth` (which
-parameter lies how deep).
+images), :mod:`.trace` (what a run of it shows), :mod:`.unused` (what can
+go), :mod:`.feature_map` (where its last map is), :mod:`.sizes` (which images
+it takes), :mod:`.depth` (which parameter lies how deep).
 """
 
 from .create import (

@@ -15,10 +15,9 @@ from torch import nn
 
 from .create import newer_timm
 from .trace import INPUT_ERRORS, Run, Trace
+from .unused import find_unused, take_out
 
 OUT_FEATURES = ('final_conv', 'forward_features', 'pre_logits')
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def prepare(model: nn.Module, out_feature: str,
     if key not in _PATHS:
         _PATHS[key] = _locate(model, out_feature, out_indices, size)
     path = _PATHS[key]
-    _take_out_unused(model, path)
+    take_out(model, path.unused_modules, path.unused_parameters)
     return path
 
 
@@ -256,7 +255,7 @@ def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
         _stride(trace.model.feature_info[i]['reduction'], run.height,
                 y.shape[-2]) for i, y in zip(
             levels, run.output, strict=True))
-    modules, parameters = _unused(trace.model, run)
+    modules, parameters = find_unused(trace.model, run)
     return replace(
         path,
         channels=tuple(y.shape[1] for y in run.output),
@@ -275,48 +274,3 @@ def _stride(nominal: int, image: int, positions: int) -> int:
     if abs(image / positions / nominal - 1) < 0.25:
         return nominal
     return round(image / positions)
-
-
-def _unused(model: nn.Module,
-            run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the modules and, apart, of the parameters to take out.
-
-    One that several parents share has a name by each, and goes from all.
-    """
-    dead = {n for n, _ in model.named_parameters(
-        remove_duplicate=False)} - run.live
-    # a part of what has been called is needed, too
-    needed = {'.'.join(parts[:end]) for parts in (
-        called.split('.') for called in run.called)
-        for end in range(1, len(parts) + 1)}
-    modules: list[str] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        own = [f'{name}.{n}' for n, _ in module.named_parameters()]
-        # containers are iterated over as well as called: only what is in them
-        # can go
-        if (name and own and dead.issuperset(own)
-                and not isinstance(module, _CONTAINERS)
-                and not f'{name}.'.startswith(tuple(f'{m}.' for m in modules))
-                and name not in needed):
-            modules.append(name)
-    prefixes = tuple(f'{m}.' for m in modules)
-    return tuple(modules), tuple(
-        sorted(n for n in dead if not n.startswith(prefixes)))
-
-
-def _take_out_unused(model: nn.Module, path: FeaturePath) -> None:
-    """Take out of a network what no output needs.
-
-    Modules that never run become identities. Parameters that run, but reach
-    no output (the other branches of crossvit, the class token of volo),
-    become buffers of the same name, so that plain DDP trains the rest.
-    """
-    for name in path.unused_modules:
-        parent, _, child = name.rpartition('.')
-        setattr(model.get_submodule(parent), child, nn.Identity())
-    for name in path.unused_parameters:
-        parent, _, key = name.rpartition('.')
-        owner = model.get_submodule(parent)
-        if key in owner._parameters:  # its owner may have several names
-            unused = owner._parameters.pop(key)
-            owner.register_buffer(key, unused.detach())

@@ -33,9 +33,10 @@ def prepared(
     # TypeError and ValueError are of other arguments
     except (ArithmeticError, AssertionError, IndexError,
             RuntimeError) as error:
+        if spec.img_size is None:
+            raise
         own = data_source(spec.model_name).pretrained_cfg['input_size'][1:]
-        refused = size_refused(error, spec.model_name, spec.img_size or own,
-                               own)
+        refused = size_refused(error, spec.model_name, spec.img_size, own)
         if refused is None:
             raise
         raise refused from error
@@ -58,7 +59,7 @@ def size_refused(error: Exception, model_name: str, size: tuple[int, int],
         return None
     return ValueError(
         f'{model_name!r} cannot take an image of {size[0]} x {size[1]}: '
-        f'{first_line(error)}; its own size is {own[0]} x {own[1]}, img_size '
+        f'{first_line(error).rstrip(".")}; its own size is {own[0]} x {own[1]}, img_size '
         'of the backbone sets another.')
 
 
