@@ -27,8 +27,9 @@ def build(name, **kwargs):
 def test_eight_threads_are_answered_as_one(name):
     backbone = build(name, frozen_stages=1)
     good = [images(name, 1) + i for i in range(4)]
+    # the last one is bad for the transformer alone
     bad = [torch.zeros(1, 3, 97, 0), torch.zeros(1, 2, 160, 160),
-           torch.zeros(3, 160, 160), torch.zeros(1, 3, 3, 0)]
+           torch.zeros(3, 160, 160), torch.zeros(1, 3, 100, 90)]
 
     def ask(x):
         with torch.no_grad():
@@ -46,7 +47,7 @@ def test_eight_threads_are_answered_as_one(name):
             assert answer == right
         else:
             assert torch.equal(answer, right)
-    assert all(isinstance(e, str) for e in expected[len(good):])
+    assert all(isinstance(e, str) for e in expected[len(good):-1])
     assert [m.training for m in backbone.modules()] == modes
 
 

@@ -57,10 +57,11 @@ def size_refused(error: Exception, model_name: str, size: tuple[int, int],
     """
     if tuple(size) == tuple(own) or _MACHINE.search(str(error)):
         return None
+    reason = first_line(error).rstrip('.')
     return ValueError(
         f'{model_name!r} cannot take an image of {size[0]} x {size[1]}: '
-        f'{first_line(error).rstrip(".")}; its own size is {own[0]} x {own[1]}, img_size '
-        'of the backbone sets another.')
+        f'{reason}; its own size is {own[0]} x {own[1]}, img_size of the '
+        'backbone sets another.')
 
 
 def image_size(spec: NetworkSpec, model: nn.Module) -> tuple[int, int]:
