@@ -151,7 +151,9 @@ def _stand_in(module: nn.Module, device: str | None) -> nn.Module:
         if isinstance(real, nn.Parameter):
             stand = nn.Parameter(stand, real.is_floating_point())
         stands[id(real)] = stand
-    return copy.deepcopy(module, stands).train()
+    twin = copy.deepcopy(module, stands)
+    twin.train()  # some of the host's give nothing back
+    return twin
 
 
 def _watch_pairs(model: nn.Module) -> tuple[dict[Any, str], dict[str, list]]:
