@@ -11,9 +11,10 @@ from commands import ROOT
 PACKAGE = ROOT / 'gap_plugin'
 
 #: A part imports from what stands above it.
-ORDER = ('version', 'requirements', 'messages', 'files', 'progress',
-         'shipped', 'host', 'stock', 'timm_network', 'models', 'datasets',
-         'engine', 'config_writer', 'features', 'probing', 'ranking', 'cli')
+ORDER = ('version', 'requirements', 'messages', 'files',
+         'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
+         'timm_network', 'models', 'datasets', 'engine', 'config_writer',
+         'features', 'probing', 'ranking', 'cli')
 
 #: file -> what it imports from below it, and why.
 EXCEPTIONS = {}
