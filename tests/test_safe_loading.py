@@ -1,23 +1,29 @@
 """Checkpoints are loaded without running the code that they carry."""
 
 import argparse
+import io
 import os
 import pickle
 import re
 import shutil
 import sys
+import tarfile
 import threading
 import time
 import zipfile
+from collections import Counter, OrderedDict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import scheduler as param_scheduler
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.structures import LabelData
@@ -26,9 +32,11 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.registry import MODELS
 
 import gap_plugin
+import runs
 from commands import last_line, python
-from errors import Bomb
+from errors import Bomb, one_line
 from gap_plugin.engine import safe_loading
+from networks import full
 
 
 def host_checkpoint(path):
@@ -57,6 +65,129 @@ def test_pickle_with_code_is_refused_by_mmengine_and_not_run(tmp_path):
         load_checkpoint(torch.nn.Linear(1, 1), path)
     assert path in str(info.value) and '\n' not in str(info.value)
     assert not mark.exists()
+
+
+# --- what checkpoints hold ---------------------------------------------------
+
+
+def optimizer(kind, **settings):
+    """State of an optimizer that has stepped."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    found = kind([weight], lr=0.1, **settings)
+    found.step()
+    return found
+
+
+def scheduler(kind, **settings):
+    found = kind(optimizer(torch.optim.SGD, momentum=0.9), **settings)
+    found.step()
+    return found.state_dict()
+
+
+def hub():
+    """A message hub with numbers of each kind."""
+    found = MessageHub(f'hub_{time.monotonic_ns()}')
+    for value in (1, 1., np.float32(1), np.int64(1), torch.tensor(1.)):
+        found.update_scalar('train/loss', value)
+    for kind in 'bBhHiIlLefdgFDG?':
+        found.update_info(f'number/{kind}', np.ones((), kind)[()])
+        found.update_info(f'numbers/{kind}', np.ones((2, 3), kind))
+    found.update_info('swapped', np.arange(3, dtype='>i4'))
+    found.update_info('columns', np.asfortranarray(np.eye(3)[:2]))
+    found.update_info('none', np.zeros((0, 4)))
+    found.update_info('point', np.array(2.))
+    found.update_info('names', np.array(['a', 'bcd']))
+    found.update_info('name', np.str_('zebra'))
+    found.update_info('bytes', np.bytes_(b'zebra'))
+    return found.state_dict()
+
+
+HELD = {
+    'message hub': hub,
+    'history without entries': lambda: HistoryBuffer([], []),
+    'sgd': lambda: OptimWrapper(
+        optimizer(torch.optim.SGD, momentum=0.9)).state_dict(),
+    'adamw': lambda: OptimWrapper(optimizer(
+        torch.optim.AdamW, amsgrad=True)).state_dict(),
+    'bfloat16': lambda: gap_plugin.Bfloat16OptimWrapper(
+        optimizer=optimizer(torch.optim.SGD)).state_dict(),
+    'one cycle, in lines': lambda: scheduler(
+        param_scheduler.OneCycleLR, eta_max=1., total_steps=5,
+        anneal_strategy='linear'),
+    'several optimizers': lambda: OptimWrapperDict(a=OptimWrapper(
+        optimizer(torch.optim.Adam))).state_dict(),
+    'loss scaler': lambda: dict(
+        loss_scaler=dict(scale=65536., growth_factor=2., _growth_tracker=0)),
+    'steps': lambda: scheduler(
+        param_scheduler.MultiStepLR, milestones=[3, 3, 8]),
+    'cosine': lambda: scheduler(
+        param_scheduler.CosineAnnealingLR, T_max=3, by_epoch=False),
+    'one cycle': lambda: scheduler(
+        param_scheduler.OneCycleLR, eta_max=1., total_steps=5),
+    'poly': lambda: scheduler(param_scheduler.PolyLR),
+    'warmup': lambda: scheduler(param_scheduler.LinearLR),
+    'momentum': lambda: scheduler(param_scheduler.LinearMomentum),
+    'settings': lambda: Config(dict(palette=dict(a=[1, 2])))._cfg_dict,
+    'containers': lambda: dict(
+        a=OrderedDict(b=(1, [2.5, None])), c=Counter('aab'), d={1, 2},
+        e=slice(1, 2), f=1j, g=bytearray(b'a'), h=b'\xff', i=torch.Size([1]),
+        j=torch.device('cpu'), k=torch.float16),
+    'tensors': lambda: [
+        torch.nn.Parameter(torch.ones(2)), torch.ones(2).bfloat16(),
+        torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex64)],
+}
+
+
+def same(found, held):
+    """Whether two things hold the same values, of the same kinds."""
+    if isinstance(held, dict):
+        return [*found] == [*held] and all(
+            same(found[key], held[key]) for key in held)
+    if isinstance(held, (list, tuple)):
+        return len(found) == len(held) and all(map(same, found, held))
+    if isinstance(held, HistoryBuffer):
+        return all(map(same, found.data, held.data)) and (
+            not len(held.data[0]) or found.statistics('mean') == held.mean())
+    if torch.is_tensor(held):
+        return found.dtype == held.dtype and torch.equal(
+            found.to_dense(), held.to_dense())
+    if isinstance(held, np.ndarray):
+        return (isinstance(found, np.ndarray)
+                and found.dtype.newbyteorder('=')
+                == held.dtype.newbyteorder('=')
+                and found.shape == held.shape and (found == held).all()
+                and found.flags.f_contiguous == held.flags.f_contiguous)
+    return type(found) is type(held) and found == held
+
+
+@pytest.mark.parametrize('name', HELD)
+def test_what_hosts_write_is_read_and_written_again(name, tmp_path):
+    first, second = str(tmp_path / 'first.pth'), str(tmp_path / 'second.pth')
+    held = HELD[name]()
+    torch.save(held, first, _use_new_zipfile_serialization=name != 'sgd')
+    found = CheckpointLoader.load_checkpoint(first)
+    assert same(found, held)
+    torch.save(found, second)  # by a run that goes on
+    assert b'gap_plugin' not in Path(second).read_bytes()
+    assert same(torch.load(second), held)
+
+
+@pytest.mark.parametrize('way', [
+    'resume', 'ema', full('schedules')])
+def test_runs_go_on_from_what_runners_write(way, tmp_path):
+    changes = dict(
+        resume={},
+        ema=dict(custom_hooks=[dict(type='EMAHook')]),
+        schedules=dict(param_scheduler=[
+            dict(type='LinearLR', by_epoch=False, end=2),
+            dict(type='ReduceOnPlateauLR', monitor='loss')]))[way]
+    for epochs in (1, 2):
+        run = runs.runner(tmp_path, epochs, resume=True, **changes)
+        run.train()
+    made = CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_2.pth'))
+    assert made['meta']['epoch'] == 2
+    assert ('ema_state_dict' in made) is (way == 'ema')
 
 
 # --- what a crafted pickle may ask for ---------------------------------------
@@ -168,6 +299,78 @@ def test_crafted_numbers_are_refused_in_one_line_and_crash_nothing(tmp_path):
     assert set(re.findall('refused: (.*)', told)) == set(CRAFTED), told
 
 
+def tar(path):
+    """Torch's format of 2016."""
+    with tarfile.open(path, 'w') as archive:
+        for name in ('storages', 'tensors', 'pickle'):
+            archive.addfile(tarfile.TarInfo(name))
+
+
+def long_header(path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, dict(
+        descr='<f8', fortran_order=False, shape=(10**12, )))
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a.npy', header.getvalue())
+
+
+#: How a file is written -> its suffix, what is said of it
+REFUSED = {
+    'tar': ('.tar', tar, 'a tar archive, which torch reads with the code'),
+    'script': ('.pt', lambda path: torch.jit.save(torch.jit.trace(
+        torch.nn.Linear(1, 1), torch.ones(1, 1)), path),
+        'a TorchScript archive, which torch reads with the code'),
+    'empty': ('.pth', lambda path: path.touch(), 'is empty'),
+    'text': ('.pth', lambda path: path.write_text('<!doctype html>\n<html>'),
+             "cannot be read (it begins with the text '<!doctype html>')"),
+    'noise': ('.bin', lambda path: path.write_bytes(bytes(range(256))),
+              'cannot be read'),
+    'cut': ('.pth', lambda path: (torch.save(torch.ones(999), path),
+                                  os.truncate(path, 2000)), 'cannot be read'),
+    'another zip': ('.pth', lambda path: zipfile.ZipFile(
+        path, 'w').close(), 'cannot be read'),
+    'newer pickle': ('.pth', lambda path: path.write_bytes(
+        pickle.dumps(dict(a=1), 5)), 'cannot be read'),
+    'code': ('.pth', lambda path: torch.save(Bomb(path), path),
+             f'carries pickled code, which is not run (it asks for {os.name}'),
+    'class': ('.pth', lambda path: torch.save(argparse.Namespace(), path),
+              '(it asks for argparse.Namespace): save its weights alone'),
+    'objects': ('.npz', lambda path: np.savez(path, a=np.array([None])),
+                'carries pickled code, which is not run (a.npy holds objects'),
+    'long header': ('.npz', long_header, 'a.npy is shorter than its header'),
+    'no npz': ('.npz', lambda path: path.write_bytes(b'x'), 'cannot be read'),
+    'no safetensors': ('.safetensors', lambda path: path.write_bytes(
+        b'\xff' * 99), 'cannot be read'),
+}
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+@pytest.mark.parametrize('way', ['checkpoint_path', 'checkpoint'])
+@pytest.mark.parametrize('name', REFUSED)
+def test_every_refusal_is_one_line_of_ours(name, way, tmp_path, monkeypatch):
+    suffix, write, told = REFUSED[name]
+    path = tmp_path / f'file{suffix}'
+    write(path)
+    monkeypatch.setattr(np, 'load', lambda *_, **__: pytest.fail('allocates'))
+    with pytest.raises(ValueError) as info:
+        if way == 'checkpoint':
+            CheckpointLoader.load_checkpoint(str(path))
+        else:
+            gap_plugin.TimmFeatureBackbone('test_resnet',
+                                           checkpoint_path=str(path))
+    text = one_line(info)
+    assert text.startswith(f'{way} {str(path)!r} ') and told in text
+    assert not re.search('weights_only|copy it again', text)
+
+
+def test_an_npz_is_read_as_tensors(tmp_path):
+    np.savez(tmp_path / 'a.npz', a=np.ones((2, 3)), b=np.array(1))
+    np.savez_compressed(tmp_path / 'b.npz', a=np.ones((2, 3)), b=np.array(1))
+    for name in ('a.npz', 'b.npz'):
+        found = CheckpointLoader.load_checkpoint(str(tmp_path / name))
+        assert found['a'].tolist() == [[1] * 3] * 2 and found['b'] == 1
+
+
 def test_getattr_of_checkpoints_gives_statistics_alone(tmp_path):
     path = str(tmp_path / 'climber.pth')
     torch.save(dict(a=CRAFTED['more than statistics']), path)
@@ -223,9 +426,10 @@ def test_a_load_leaves_the_environment_alone(tmp_path, monkeypatch):
     def no_change(*_):
         pytest.fail('other threads see it')
 
-    monkeypatch.setattr(type(os.environ), '__setitem__', no_change)
-    monkeypatch.setattr(type(os.environ), '__delitem__', no_change)
-    assert CheckpointLoader.load_checkpoint(path)['meta'] == dict(epoch=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(os.environ), '__setitem__', no_change)
+        patch.setattr(type(os.environ), '__delitem__', no_change)
+        assert CheckpointLoader.load_checkpoint(path)['meta']['epoch'] == 3
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ class PickledDtype:
 
     def __new__(cls, code: str, align: bool = False,
                 copy: bool = False) -> 'PickledDtype':
+        """As numpy's own, whose other two arguments change nothing here."""
         made = super().__new__(cls)
         made.dtype = _plain(code)
         return made
@@ -44,6 +45,7 @@ class PickledArray(np.ndarray):
     _filled = False
 
     def __new__(cls) -> 'PickledArray':
+        """An empty one, whatever a file would like."""
         return super().__new__(cls, 0, np.int8)
 
     def __setstate__(self, state: tuple) -> None:

@@ -16,18 +16,30 @@ from mmengine.config import ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_file_backend
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader, checkpoint
 
 from ..checkpoint_files import read_checkpoint_file
 from .pickled_numpy import STAND_INS
 
-_STATISTICS = {name: getattr(HistoryBuffer, name)
-               for name in ('mean', 'min', 'max', 'current')}
+
+class _OneCycle:
+    """MMEngine's ``OneCycleParamScheduler`` in a pickle: its two curves."""
+
+    _annealing_cos = staticmethod(OneCycleParamScheduler._annealing_cos)
+    _annealing_linear = staticmethod(OneCycleParamScheduler._annealing_linear)
+
+
+#: class -> the functions of it that a pickle may name
+_FUNCTIONS = {
+    HistoryBuffer: ('mean', 'min', 'max', 'current'),
+    _OneCycle: ('_annealing_cos', '_annealing_linear'),
+}
 
 
 def _restricted_getattr(owner: Any, name: str) -> Callable:
-    if owner is HistoryBuffer and name in _STATISTICS:
-        return _STATISTICS[name]
+    if isinstance(owner, type) and name in _FUNCTIONS.get(owner, ()):
+        return getattr(owner, name)
     raise UnpicklingError(
         f'it asks for the attribute {name!r} of a {type(owner).__name__}; '
         'only the statistics of HistoryBuffer are given out')
@@ -36,6 +48,8 @@ def _restricted_getattr(owner: Any, name: str) -> Callable:
 #: full name in a pickle -> what it stands for
 _ALLOWED = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler':
+        _OneCycle,
     'builtins.getattr': _restricted_getattr,
     'mmengine.config.config.ConfigDict': ConfigDict,  # in a metainfo
     'builtins.slice': slice,
