@@ -11,7 +11,7 @@ from commands import ROOT
 PACKAGE = ROOT / 'gap_plugin'
 
 #: A part imports from what stands above it.
-ORDER = ('version', 'requirements', 'messages', 'files',
+ORDER = ('version', 'requirements', 'messages', 'arguments', 'files',
          'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
          'timm_network', 'models', 'datasets', 'engine', 'config_writer',
          'features', 'probing', 'ranking', 'cli')

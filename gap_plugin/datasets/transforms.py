@@ -8,7 +8,14 @@ from mmcv.transforms import BaseTransform, Compose
 from mmengine.logging import print_log
 from mmpretrain.registry import TRANSFORMS
 
-from ..timm_network import DataSource, data_source, last_built
+from ..arguments import check_arguments
+from ..timm_network import (
+    DataSource,
+    check_size,
+    data_source,
+    last_built,
+    pair,
+)
 from .pipelines import test_steps, train_steps
 
 
@@ -25,7 +32,9 @@ class CenterPad(BaseTransform):
 
     def __init__(self, size: tuple[int, int],
                  pad_val: int | tuple[int, ...] = 0) -> None:
-        self.size = tuple(size)
+        check_size(size, 'size')
+        check_arguments('CenterPad', fill=dict(pad_val=pad_val))
+        self.size = pair(size)
         self.pad_val = pad_val
 
     def transform(self, results: dict) -> dict:
@@ -67,6 +76,9 @@ class _TimmTransform(BaseTransform):
             raise ValueError(
                 f'{type(self).__name__} has no {", ".join(unknown)}; it '
                 f'takes model_name, in_channels, {", ".join(self.OPTIONS)}.')
+        check_arguments(type(self).__name__,
+                        text_or_none=dict(model_name=model_name),
+                        count=dict(in_channels=in_channels))
         self.model_name = model_name
         self.options = options
         self._steps: Compose | None = None

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from timm.utils.model import reparameterize_model
 
+from ..arguments import check_arguments
 from ..timm_network import (
     INPUT_ERRORS,
     DataSource,
@@ -101,7 +102,7 @@ class TimmFeatureBackbone(BaseModule):
                  checkpoint_path: str | None = None,
                  in_channels: int = 3,
                  out_feature: str = 'final_conv',
-                 out_indices: tuple[int, ...] | None = None,
+                 out_indices: int | tuple[int, ...] | None = None,
                  frozen_stages: int | str = -1,
                  tune: str = 'all',
                  norm_eval: bool = False,
@@ -112,6 +113,15 @@ class TimmFeatureBackbone(BaseModule):
                  timm_kwargs: dict[str, Any] | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
+        check_arguments(
+            'TimmFeatureBackbone',
+            path_or_none=dict(checkpoint_path=checkpoint_path),
+            flag=dict(norm_eval=norm_eval, with_cp=with_cp, deploy=deploy,
+                      channels_last=channels_last),
+            settings_or_none=dict(timm_kwargs=timm_kwargs),
+            configs_or_none=dict(init_cfg=init_cfg))
+        if type(out_indices) is int:  # as MMPretrain's backbones take it
+            out_indices = (out_indices, )
         if img_size is not None:
             check_size(img_size)
             img_size = pair(img_size)
