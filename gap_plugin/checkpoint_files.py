@@ -11,6 +11,7 @@ import re
 import tarfile
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,19 +52,20 @@ def read_checkpoint_file(file: str | Path | BinaryIO,
         raise ValueError(f'{told} is empty: give a file that has been '
                          'written to its end.')
     full = _unpickles_in_full(told)
-    if path and not full and suffix not in ('.safetensors', '.npz'):
-        _refuse_code(path, told)
+    if not full and suffix not in ('.safetensors', '.npz'):
+        _refuse_code(file, told)
     try:
         if suffix == '.npz':
             return _read_npz(path)
         if suffix == '.safetensors':
-            return load_file(path, device=str(map_location or 'cpu'))
+            named = isinstance(map_location, (str, torch.device))
+            return load_file(path, str(map_location) if named else 'cpu')
         return torch.load(file, map_location, weights_only=not full)
     except Exception as error:  # noqa: BLE001, a crafted file raises any
         text = _reason(error)
         if isinstance(error, _Pickled) or (
                 isinstance(error, pickle.UnpicklingError)
-                and 'Unsupported operand' not in text):
+                and 'Unsupported operand' not in str(error)):
             raise ValueError(
                 f'{told} carries pickled code, which is not run ({text}): '
                 'save its weights alone, as a state dict or as safetensors, '
@@ -93,20 +95,18 @@ def _unpickles_in_full(told: str) -> bool:
     return force_no
 
 
-def _refuse_code(path: str | Path, told: str) -> None:
+def _refuse_code(file: str | Path | BinaryIO, told: str) -> None:
     """Refuse formats that cannot be read without the code in them."""
     found = None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith('/constants.pkl')
-                   for name in archive.namelist()):
-                found = 'a TorchScript archive'
-    except zipfile.BadZipFile:
-        try:  # as torch looks for its oldest format
-            tarfile.open(path, 'r:').close()
-            found = 'a tar archive'
-        except tarfile.TarError:
-            pass
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        if any(name.endswith('/constants.pkl')
+               for name in archive.namelist()):
+            found = 'a TorchScript archive'
+    if not isinstance(file, (str, Path)):
+        file.seek(0)
+    else:  # torch's oldest format, as torch looks for it
+        with suppress(tarfile.TarError), tarfile.open(file, 'r:') as archive:
+            found = 'a tar archive' if archive.next() else found
     if found:
         raise ValueError(
             f'{told} is {found}, which torch reads with the code in it, and '
@@ -145,6 +145,8 @@ def _reason(error: BaseException) -> str:
     asked = re.search(r'GLOBAL (\S+)', text)
     if asked:
         text = f'it asks for {asked[1]}'
+    if 'Unsupported operand' in text:
+        return 'it is no pickle of protocol 2, which torch.save writes'
     # torch goes on to advise running the code
     text = text.rpartition('WeightsUnpickler error: ')[2]
     lines = [line.strip() for line in text.splitlines()

@@ -35,6 +35,7 @@ import gap_plugin
 import runs
 from commands import last_line, python
 from errors import Bomb, one_line
+from gap_plugin.checkpoint_files import read_checkpoint_file
 from gap_plugin.engine import safe_loading
 from networks import full
 
@@ -323,6 +324,8 @@ REFUSED = {
     'empty': ('.pth', lambda path: path.touch(), 'is empty'),
     'text': ('.pth', lambda path: path.write_text('<!doctype html>\n<html>'),
              "cannot be read (it begins with the text '<!doctype html>')"),
+    'zeros': ('.pth', lambda path: path.write_bytes(bytes(9999)),
+              'cannot be read'),
     'noise': ('.bin', lambda path: path.write_bytes(bytes(range(256))),
               'cannot be read'),
     'cut': ('.pth', lambda path: (torch.save(torch.ones(999), path),
@@ -330,7 +333,7 @@ REFUSED = {
     'another zip': ('.pth', lambda path: zipfile.ZipFile(
         path, 'w').close(), 'cannot be read'),
     'newer pickle': ('.pth', lambda path: path.write_bytes(
-        pickle.dumps(dict(a=1), 5)), 'cannot be read'),
+        pickle.dumps(dict(a=1), 5)), 'it is no pickle of protocol 2'),
     'code': ('.pth', lambda path: torch.save(Bomb(path), path),
              f'carries pickled code, which is not run (it asks for {os.name}'),
     'class': ('.pth', lambda path: torch.save(argparse.Namespace(), path),
@@ -361,6 +364,16 @@ def test_every_refusal_is_one_line_of_ours(name, way, tmp_path, monkeypatch):
     text = one_line(info)
     assert text.startswith(f'{way} {str(path)!r} ') and told in text
     assert not re.search('weights_only|copy it again', text)
+
+
+def test_code_in_an_open_file_is_refused(tmp_path):
+    REFUSED['script'][1](tmp_path / 'a.pt')
+    content = io.BytesIO((tmp_path / 'a.pt').read_bytes())
+    with pytest.raises(ValueError, match='a TorchScript archive'):
+        read_checkpoint_file(content, told='s3://a.pt')
+    torch.save(torch.ones(1), content := io.BytesIO())
+    content.seek(0)
+    assert read_checkpoint_file(content, told='s3://a.pt') == 1
 
 
 def test_an_npz_is_read_as_tensors(tmp_path):

@@ -3,6 +3,7 @@
 import torch
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -106,9 +107,10 @@ class LinearHead(ClsHead):
         """The same of a batch that is about to move to the GPU."""
         data = args[0] if args else None
         samples = data.get('data_samples') if isinstance(data, dict) else None
-        device = getattr(preprocessor, 'device', 'cpu')
-        if (self.training and samples and torch.device(device).type != 'cpu'
-                and 'gt_label' in samples[0]):
+        device = torch.device(getattr(preprocessor, 'device', 'cpu'))
+        if (self.training and device.type != 'cpu' and samples and all(
+                isinstance(sample, DataSample) and 'gt_label' in sample
+                for sample in samples)):
             self._check(samples)
 
 
