@@ -60,7 +60,8 @@ def read_checkpoint_file(file: str | Path | BinaryIO,
         if suffix == '.safetensors':
             named = isinstance(map_location, (str, torch.device))
             return load_file(path, str(map_location) if named else 'cpu')
-        return torch.load(file, map_location, weights_only=not full)
+        return torch.serialization.load(file, map_location,
+                                        weights_only=not full)
     except Exception as error:  # noqa: BLE001, a crafted file raises any
         text = _reason(error)
         if isinstance(error, _Pickled) or (
