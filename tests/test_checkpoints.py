@@ -182,3 +182,15 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):
     assert (tmp_path / 'epoch_1.pth').read_bytes() == before
     assert not list(tmp_path.glob('*.partial'))
     assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+
+
+@pytest.mark.parametrize('loop', [
+    dict(by_epoch=True, max_epochs=1), dict(by_epoch=False, max_iters=2)])
+def test_a_run_without_a_batch_is_refused_and_has_no_best_model(
+        loop, tmp_path):
+    with pytest.raises(ValueError, match='4 training images give no batch of '
+                       '8 with drop_last'):
+        runner(tmp_path, train_cfg=loop, default_hooks=HOOKS,
+               train_dataloader=dict(data('train', 4), drop_last=True)
+               ).train()
+    assert not list(tmp_path.rglob('*.pth'))

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from commands import DIGITS, OURS, call, free_port, last_line, python
+from errors import one_line
 from gap_plugin.datasets.loading import unreadable
 from gap_plugin.features import FeatureStore, StoreWriter, extract, remove
+from gap_plugin.features.store import digest
 from gap_plugin.probing import save_whole
 from kills import KILLS, fork, moments
 from networks import full
@@ -104,6 +106,50 @@ def test_a_damaged_description_is_named(tmp_path):
     (tmp_path / 'train' / 'store.json').write_text('{"rows": 10')
     with pytest.raises(ValueError, match='store.json.* is damaged'):
         FeatureStore(tmp_path / 'train')
+
+
+@pytest.mark.parametrize('change, why', [
+    (dict(files=None), "it lacks 'files'"),
+    (dict(fingerprint=None), "it lacks 'fingerprint'"),
+    (dict(fingerprint='a'), "no attribute 'items'"),
+    (dict(files=[]), 'list'), (dict(files={}), "lacks 'features.npy'"),
+    (dict(files={'features.npy': {}}), "it lacks 'bytes'")])
+def test_a_description_without_a_field_is_named(change, why, tmp_path):
+    write(tmp_path / 'train')
+    path = tmp_path / 'train' / 'store.json'
+    known = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({
+        key: value for key, value in known.items() if value is not None}))
+    with pytest.raises(ValueError, match=f'store.json.* is damaged .*{why}'):
+        FeatureStore(tmp_path / 'train')
+
+
+def row(value):
+    values = np.ones((10, 4), np.float32)
+    values[7, 2] = value
+    return values
+
+
+@pytest.mark.parametrize('name, values, why', [
+    ('labels.npy', np.arange(9), '9 in place of 10'),
+    ('sample_ids.npy', np.array(['a']), '1 in place of 10'),
+    ('features.npy', row(np.nan), "NaN or infinite features of '7.png'"),
+    ('features.npy', row(np.inf), "NaN or infinite features of '7.png'"),
+    ('features.npy', np.ones(10), 'float64 of shape'),
+    ('features.npy', np.ones((10, 4), int), 'int64 of shape'),
+    ('labels.npy', None, 'Python objects'),
+])
+def test_arrays_that_no_store_has_are_named(name, values, why, tmp_path):
+    write(tmp_path / 'train')
+    path = tmp_path / 'train' / name
+    np.save(path, np.array([None]) if values is None else values)
+    known = json.loads((path.parent / 'store.json').read_text())
+    known['files'][name].update(bytes=path.stat().st_size,
+                                blake2b=digest(path))
+    (path.parent / 'store.json').write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=f'{name}.* is damaged .*{why}') as e:
+        FeatureStore(tmp_path / 'train')
+    one_line(e)
 
 
 def test_a_copy_is_a_store(tmp_path):

@@ -497,8 +497,8 @@ def test_another_width_is_named(tmp_path):
     train, val = small_stores(tmp_path)
     model, cfg = digits({**SIXTEEN, 'model.neck': [
         dict(type='GAPNeck'), dict(type='BNNeck', in_channels=20)]})
-    with pytest.raises(ValueError, match='BNNeck has in_channels=20, but .* '
-                       'gives 16'):
+    with pytest.raises(ValueError, match='BNNeck has in_channels=20, but is '
+                       'given 16'):
         probe(model, cfg, train, val, epochs=1, work_dir=tmp_path / 'w',
               metainfo={})
 

@@ -7,6 +7,7 @@ points (timm issue 1324).
 
 from typing import Any
 
+from ..arguments import check_arguments
 from ..timm_network import DataSettings, data_source
 
 
@@ -162,6 +163,11 @@ def train_steps(settings: DataSettings,
                 auto_augment: dict[str, Any] | None = None,
                 random_erasing: float = 0.) -> list[dict[str, Any]]:
     """Stock transforms of training, between loading and packing."""
+    check_arguments(
+        'the preprocessing', limits=dict(scale=scale, ratio=ratio),
+        share=dict(hflip=hflip, random_erasing=random_erasing),
+        amount=dict(color_jitter=color_jitter),
+        transform_or_none=dict(auto_augment=auto_augment))
     steps = [
         dict(
             type='RandomResizedCrop',

@@ -8,7 +8,8 @@ from mmengine.logging import print_log
 from mmpretrain.registry import TRANSFORMS
 from torch.utils.data import get_worker_info
 
-from ..timm_network import DataSource
+from ..arguments import check_arguments
+from ..timm_network import DataSource, check_size, pair
 from .binding import NetworkTransform
 from .pipelines import test_steps, train_steps
 
@@ -26,7 +27,9 @@ class CenterPad(BaseTransform):
 
     def __init__(self, size: tuple[int, int],
                  pad_val: int | tuple[int, ...] = 0) -> None:
-        self.size = tuple(size)
+        check_size(size, 'size')
+        check_arguments('CenterPad', fill=dict(pad_val=pad_val))
+        self.size = pair(size)
         self.pad_val = pad_val
 
     def transform(self, results: dict) -> dict:
@@ -64,6 +67,9 @@ class _TimmTransform(NetworkTransform):
             raise ValueError(
                 f'{type(self).__name__} has no {", ".join(unknown)}; it '
                 f'takes model_name, in_channels, {", ".join(self.OPTIONS)}.')
+        check_arguments(type(self).__name__,
+                        text_or_none=dict(model_name=model_name),
+                        count=dict(in_channels=in_channels))
         self.options = options
         self._made: tuple[DataSource, Compose] | None = None
         super().__init__(model_name, in_channels, network)

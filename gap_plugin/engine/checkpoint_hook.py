@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import length_hint
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +14,20 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from ..files import put_in_place, remove_whole, written_whole
+
+
+def check_batches(runner: Runner) -> None:
+    """Refuse training data that give no whole batch.
+
+    Raises:
+        ValueError: With the number of images and the size of a batch.
+    """
+    loader = runner.train_dataloader
+    if not length_hint(loader, 1):  # data without a length pass
+        size = getattr(loader.batch_sampler, 'batch_size', None)
+        raise ValueError(
+            f'{len(loader.dataset)} training images give no batch of {size} '
+            'with drop_last: set a smaller train_dataloader.batch_size.')
 
 
 @HOOKS.register_module()
@@ -29,8 +44,16 @@ class AtomicCheckpointHook(CheckpointHook):
     With ``FlexibleRunner``, whose re-saved checkpoints say one epoch too
     many, so that a resumed run leaves an epoch out, they say the right one.
 
+    A run whose images give no batch is refused: MMEngine takes its model,
+    untrained, for the best one.
+
     Takes the arguments of MMEngine's ``CheckpointHook``.
     """
+
+    def before_train(self, runner: Runner) -> None:
+        """As MMEngine's, for a run that has something to train on."""
+        check_batches(runner)
+        super().before_train(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict[str, int]) -> None:

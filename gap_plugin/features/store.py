@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..files import TEMPORARY, remove_whole, written_whole
+from ..messages import first_line
 
 ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
 DESCRIPTION = 'store.json'
@@ -35,8 +36,8 @@ class FeatureStore:
             the files.
 
     Raises:
-        ValueError: If there is no store, or a file of it is truncated or
-            has been edited.
+        ValueError: If there is no store, or a file of it is truncated, has
+            been edited, or holds what no store does.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -51,10 +52,16 @@ class FeatureStore:
             self.fingerprint = self.description['fingerprint']
             for name in ARRAYS:
                 self._check(name, files[name])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            self.fingerprint.items()  # a dict
+        except KeyError as error:
+            raise ValueError(self._damaged(
+                DESCRIPTION, f'it lacks {error}')) from None
+        except (AttributeError, json.JSONDecodeError, TypeError,
+                UnicodeDecodeError) as error:
             raise ValueError(self._damaged(DESCRIPTION, error)) from None
         self.features, self.labels, self.sample_ids = (
-            np.load(self.folder / name, mmap_mode='r') for name in ARRAYS)
+            self._open(name) for name in ARRAYS)
+        self._check_rows()
 
     def _check(self, name: str, known: dict[str, Any]) -> None:
         """Refuse a file that is not as it was written.
@@ -71,6 +78,35 @@ class FeatureStore:
         if (found.st_mtime_ns != known['mtime_ns']
                 and digest(path) != known['blake2b']):
             raise ValueError(self._damaged(name, 'its content has changed'))
+
+    def _open(self, name: str) -> np.ndarray:
+        try:
+            return np.load(self.folder / name, mmap_mode='r')
+        except (EOFError, ValueError) as error:
+            raise ValueError(self._damaged(name, first_line(error))) from None
+
+    def _check_rows(self) -> None:
+        """Refuse arrays that do not belong together, and no numbers."""
+        features = self.features
+        if features.ndim != 2 or features.dtype.kind != 'f':
+            raise ValueError(self._damaged(
+                'features.npy', f'{features.dtype} of shape {features.shape} '
+                'in place of rows of numbers'))
+        for name, values in zip(ARRAYS[1:], (self.labels, self.sample_ids),
+                                strict=True):
+            if values is not None and len(values) != len(features):
+                raise ValueError(self._damaged(
+                    name, f'{len(values)} in place of {len(features)}'))
+        step = max(_CHUNK // max(features[:1].nbytes, 1), 1)
+        for start in range(0, len(features), step):
+            rows = features[start:start + step]
+            with np.errstate(invalid='ignore'):  # of infinite ones
+                finite = np.isfinite(rows.sum(dtype=np.float64))
+            if not finite:
+                row = start + int(np.isfinite(rows).all(1).argmin())
+                raise ValueError(self._damaged(
+                    'features.npy', 'NaN or infinite features of '
+                    f'{str(self.sample_ids[row])!r}'))
 
     def _damaged(self, name: str, why: Any) -> str:
         return (f'{str(self.folder / name)!r} is damaged ({why}): extract '

@@ -13,6 +13,7 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS, TRANSFORMS
 from torch import nn
 
+from ..arguments import check_arguments
 from ..timm_network import DataSource
 from .wiring import Wiring
 
@@ -55,6 +56,13 @@ class TimmFeatureClassifier(ImageClassifier):
                  train_cfg: dict | None = None,
                  data_preprocessor: dict | nn.Module | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
+        check_arguments(
+            type(self).__name__, part=dict(backbone=backbone),
+            part_or_none=dict(head=head, data_preprocessor=data_preprocessor),
+            parts_or_none=dict(neck=neck),
+            path_or_none=dict(pretrained=pretrained),
+            settings_or_none=dict(train_cfg=train_cfg),
+            configs_or_none=dict(init_cfg=init_cfg))
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
         wiring = Wiring(backbone)

@@ -2,9 +2,9 @@
 
 Reading order: :mod:`.weights` (files), :mod:`.create` (the network with its
 weights; :mod:`.hub`: whether they can be had), :mod:`.image_settings` (its
-images), :mod:`.trace` (what a run of it shows), :mod:`.feature_map` (where
-its last map is), :mod:`.sizes` (which images it takes), :mod:`.depth` (which
-parameter lies how deep).
+images), :mod:`.trace` (what a run of it shows), :mod:`.unused` (what can
+go), :mod:`.feature_map` (where its last map is), :mod:`.sizes` (which images
+it takes), :mod:`.depth` (which parameter lies how deep).
 """
 
 from .create import (
@@ -15,7 +15,7 @@ from .create import (
     is_registered,
 )
 from .depth import freeze, layer_depths, tune_part
-from .feature_map import FeaturePath, prepare, read_features, refuses
+from .feature_map import FeaturePath, prepare, read_features
 from .image_settings import (
     DataSettings,
     DataSource,
@@ -25,7 +25,7 @@ from .image_settings import (
     pair,
     remember,
 )
-from .sizes import image_size, prepared
+from .sizes import image_size, prepared, size_refused
 from .trace import INPUT_ERRORS, run_for_shapes
 from .weights import KeyReport
 
@@ -34,6 +34,6 @@ __all__ = [
     'NetworkSpec', 'check_name', 'check_size', 'create_bare',
     'create_network', 'data_source', 'freeze', 'is_registered',
     'image_size', 'live_source', 'layer_depths', 'pair', 'prepare',
-    'prepared', 'read_features', 'refuses', 'remember', 'run_for_shapes',
-    'tune_part'
+    'prepared', 'read_features', 'remember', 'run_for_shapes',
+    'size_refused', 'tune_part'
 ]

@@ -12,6 +12,7 @@ from typing import Any
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
+from ..arguments import check_arguments
 from .create import NetworkSpec, check_name, create_bare, is_registered
 
 CROP_MODES = ('center', 'squash', 'border')
@@ -88,6 +89,7 @@ class DataSource:
         Raises:
             ValueError: If one of them is out of range.
         """
+        check_arguments('the preprocessing', flag=dict(use_test_size=test))
         size = given.pop('img_size', None)
         _check_given(size, **given)
         size = self.img_size if size is None else size
@@ -114,8 +116,12 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def check_size(size: Any) -> None:
+def check_size(size: Any, name: str = 'img_size') -> None:
     """Refuse what is no image size.
+
+    Args:
+        size: What is given.
+        name: Of the argument.
 
     Raises:
         ValueError: If it is neither a positive integer nor a pair of them.
@@ -123,7 +129,7 @@ def check_size(size: Any) -> None:
     sides = size if isinstance(size, (list, tuple)) else (size, size)
     if len(sides) != 2 or not all(
             type(side) is int and side > 0 for side in sides):
-        raise ValueError(f'img_size must be a positive integer or a pair '
+        raise ValueError(f'{name} must be a positive integer or a pair '
                          f'(height, width) of them, got {size!r}.')
 
 
@@ -136,9 +142,8 @@ def _check_given(size: Any, interpolation: str | None = None,
     if interpolation is not None and interpolation not in allowed:
         raise ValueError(f'interpolation must be one of {allowed}, got '
                          f'{interpolation!r}.')
-    if crop_pct is not None and not 0 < crop_pct <= 2:
-        raise ValueError(f'crop_pct must be over 0 and at most 2, got '
-                         f'{crop_pct!r}.')
+    check_arguments('the preprocessing',
+                    crop_or_none=dict(crop_pct=crop_pct))
     if crop_mode is not None and crop_mode not in CROP_MODES:
         raise ValueError(f'crop_mode must be one of {CROP_MODES}, got '
                          f'{crop_mode!r}.')
@@ -169,6 +174,8 @@ def data_source(model_name: str, in_channels: int = 3) -> DataSource:
         ValueError: If timm does not know the name.
         OSError: If a folder or repository is not there.
     """
+    check_arguments('the preprocessing', text=dict(model_name=model_name),
+                    count=dict(in_channels=in_channels))
     check_name(model_name)
     found = (get_pretrained_cfg(model_name)
              if is_registered(model_name) else None)

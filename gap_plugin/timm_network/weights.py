@@ -1,19 +1,16 @@
 """Reading weight files, safely, and saying in one line what is wrong."""
 
 import logging
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict
+from timm.models import clean_state_dict
 
-from ..messages import first_line, shorten
+from ..checkpoint_files import read_checkpoint_file
+from ..messages import shorten
 
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.tar', '.bin', '.npz')
 
@@ -50,26 +47,16 @@ def read_checkpoint(path: str) -> dict | None:
         raise ValueError(
             f'checkpoint_path {path!r} ends in {suffix!r}; allowed are '
             f'{", ".join(SUFFIXES)}.')
-    try:
-        if suffix == '.npz':
-            with np.load(path, allow_pickle=False) as arrays:
-                for name in arrays.files:  # reading shows a truncation
-                    arrays[name]
-            return None
-        tensors = load_state_dict(path, weights_only=True)
-    except (AttributeError, TypeError):  # no dict: a list, a tensor
-        tensors = {}
-    except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
-        if 'weights_only' in str(error) or 'allow_pickle' in str(error):
-            raise ValueError(
-                f'checkpoint_path {path!r} carries pickled code, which is '
-                'not run: save its weights alone, as a state dict or as '
-                f'safetensors ({first_line(error)[:160]}).') from None
-        raise ValueError(_unreadable(path, error)) from None
-    except (EOFError, KeyError, OSError, SafetensorError,
-            zipfile.BadZipFile) as error:
-        raise ValueError(_unreadable(path, error)) from None
-    tensors = {k: v for k, v in tensors.items() if torch.is_tensor(v)}
+    found = read_checkpoint_file(path, told=f'checkpoint_path {path!r}')
+    if suffix == '.npz':
+        return None
+    found = found if isinstance(found, dict) else {}
+    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
+        if isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    tensors = clean_state_dict({k: v for k, v in found.items() if
+                                isinstance(k, str) and torch.is_tensor(v)})
     if not tensors:
         raise ValueError(
             f'checkpoint_path {path!r} holds no tensors: give a state dict, '
@@ -82,12 +69,6 @@ def read_checkpoint(path: str) -> dict | None:
         if inner:
             return inner
     return tensors
-
-
-def _unreadable(path: str, error: BaseException) -> str:
-    return (f'checkpoint_path {path!r} cannot be read, it is truncated or '
-            f'not what its suffix says: copy it again '
-            f'({first_line(error)[:160]}).')
 
 
 class KeyReport:
