@@ -24,6 +24,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+REPLACE_IT = '; remove or replace it'
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 
@@ -116,8 +117,7 @@ class LoadTimmImage(NetworkTransform):
             raise
         except Exception as error:
             # what is broken makes decoders raise errors of all kinds
-            raise ValueError(f'{_reason(error)}; remove or replace it'
-                             ) from error
+            raise ValueError(_reason(error) + REPLACE_IT) from error
         _check_mode(mode, kind)
         if mode[0] == 'I':
             grey = np.array(image).astype(np.uint16)
