@@ -1,6 +1,7 @@
 """The feature store: exact, complete or absent, and never another one's."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,7 +193,34 @@ def test_features_that_are_not_finite_are_refused(tmp_path, value):
         writer.write(0, features)
 
 
+@pytest.mark.parametrize('step', [0, 1, 2])
+def test_a_run_that_ends_as_it_drops_rows_is_begun_anew(tmp_path, step,
+                                                        monkeypatch):
+    writer, _ = write(tmp_path / 'train', finish=False)
+    calls = itertools.count()
+
+    def stopped(*args, **kwargs):
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return unlink(*args, **kwargs)
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, 'unlink', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish(MADE_BY, [4])
+    monkeypatch.undo()
+    again = StoreWriter(tmp_path / 'train', 10, 4, 'float32', 3)
+    again.prepare(np.arange(10), list('abcdefghij'), MADE_BY)
+    for i in again.missing():
+        again.write(i, np.zeros((again.rows_in(i), 4)))
+    assert len(again.finish(MADE_BY, [4])) == 9
+    assert [p.name for p in tmp_path.iterdir()] == ['train']
+
+
 def test_only_stores_are_removed(tmp_path):
+    write(tmp_path / 'train', finish=False)
+    (tmp_path / 'train.partial' / 'kept.features.npy').touch()
+    remove(tmp_path / 'train')
+    assert not list(tmp_path.iterdir())
     write(tmp_path / 'train')
     (tmp_path / 'train' / 'thesis.txt').touch()
     with pytest.raises(ValueError, match="'thesis.txt'.* no feature store"):
@@ -403,6 +432,22 @@ def test_every_image_is_read_once(tmp_path, loads):
     options = image_config(tmp_path / 'd')
     store = extract(*digits(options), 'val', tmp_path / 'val')
     assert sorted(loads) == ids(store)
+
+
+@pytest.mark.parametrize('kind', [MemoryError, ImportError])
+def test_what_is_no_fault_of_the_image_ends_the_pass(tmp_path, kind,
+                                                     monkeypatch):
+    folder_of_images(tmp_path / 'd', [])
+
+    def fails(self, results):
+        if results['img_path'].endswith('b/3.png'):
+            raise kind('too much')
+        return transform(self, results)
+    transform = LoadTimmImage.transform
+    monkeypatch.setattr(LoadTimmImage, 'transform', fails)
+    with pytest.raises(kind, match='too much'):
+        extract(*digits(image_config(tmp_path / 'd')), 'val',
+                tmp_path / 'val', skip_bad=True)
 
 
 def broken_jpeg(path):

@@ -6,12 +6,15 @@ import threading
 import zlib
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 from mmengine.config import Config
+from mmengine.fileio import BaseStorageBackend
+from mmengine.fileio.backends import backends
 from mmpretrain import get_model
 from mmpretrain.apis import ImageClassificationInferencer
 from PIL import Image, ImageOps
@@ -20,7 +23,7 @@ from torch.utils.data import DataLoader
 from commands import ROOT, last_line, python
 from errors import one_line
 from folders import folder_options, write_folder
-from gap_plugin import LoadTimmImage
+from gap_plugin import LoadTimmImage, TimmFeatureBackbone
 from gap_plugin.datasets import loading
 from gap_plugin.timm_network import data_source
 from networks import full
@@ -77,7 +80,7 @@ FILES = [
     *[('jpg', mode) for mode in ('L', 'RGB', 'CMYK')],
     ('gif', 'P'), ('bmp', 'RGB'), ('webp', 'RGB'), ('webp', 'RGBA'),
     ('ppm', 'RGB'), ('pgm', 'L'), ('pgm', 'I;16'), ('jp2', 'I;16'),
-    ('im', 'I;16L'), ('tga', 'RGBA')]
+    ('tga', 'RGBA')]
 
 
 @pytest.mark.parametrize('suffix, mode', FILES)
@@ -127,24 +130,35 @@ def test_images_of_some_of_16_bits(used, suffix, tmp_path):
         load(path, bits=8, in_channels=3)
 
 
+def test_what_pillow_spreads_over_16_bits_is_not_spread_again(tmp_path):
+    path = tmp_path / 'a.pgm'
+    path.write_bytes(b'P5 17 13 4095\n' + (DEEP >> 4).astype('>u2').tobytes())
+    for options in ({}, dict(bits=12)):
+        found = load(path, in_channels=1, **options).astype(int)
+        assert abs(found - (DEEP >> 8)).max() <= 1
+
+
 def test_black_is_black(tmp_path):
     Image.fromarray(DEEP * 0).save(tmp_path / 'a.png')
     assert not load(tmp_path / 'a.png', in_channels=3).any()
 
 
+@pytest.mark.parametrize('channels', [3, 4])
 @pytest.mark.parametrize('used', [12, 16])
-def test_colours_of_16_bits(used, tmp_path):
-    pixels = RNG.integers(0, 1 << used, (13, 17, 3), np.uint16)
+def test_colours_of_16_bits(used, channels, tmp_path):
+    pixels = RNG.integers(0, 1 << used, (13, 17, channels), np.uint16)
+    pixels[..., 3:] |= 0xff00  # opaque
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
     path = tmp_path / 'a.png'
-    path.write_bytes(png(zlib.compress(rows), depth=16))
+    path.write_bytes(png(zlib.compress(rows), depth=16, channels=channels))
     if used == 12:
         with pytest.raises(ValueError, match='nearly black: save it with 8'):
-            load(path, in_channels=3)
+            load(path, in_channels=channels)
     with pytest.raises(ValueError, match='bits=12 .* is for grey images'):
-        load(path, in_channels=3, bits=12)
-    np.testing.assert_array_equal(load(path, in_channels=3, bits=16),
-                                  pixels[..., ::-1] >> 8)
+        load(path, in_channels=channels, bits=12)
+    np.testing.assert_array_equal(
+        load(path, in_channels=channels, bits=16),
+        pixels[..., [2, 1, 0, 3][:channels]] >> 8)
 
 
 @pytest.mark.parametrize('mode, what', [('F', 'floats'),
@@ -243,11 +257,12 @@ def chunk(kind, data):
             + zlib.crc32(kind + data).to_bytes(4, 'big'))
 
 
-def png(data, *chunks, depth=8):
+def png(data, *chunks, depth=8, channels=3):
     """A PNG of 17 x 13 colours with right check sums, whatever it holds."""
     head = (17).to_bytes(4, 'big') + (13).to_bytes(4, 'big')
     return (b'\x89PNG\r\n\x1a\n'
-            + chunk(b'IHDR', head + bytes([depth, 2, 0, 0, 0]))
+            + chunk(b'IHDR', head + bytes([depth, {3: 2, 4: 6}[channels],
+                                           0, 0, 0]))
             + b''.join(chunks) + chunk(b'IDAT', data) + chunk(b'IEND', b''))
 
 
@@ -274,6 +289,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(content, part,
     line = one_line(info)
     assert line.startswith(f'{str(path)!r} cannot be read: ') and part in line
     assert line.endswith('remove or replace it') and 'BytesIO' not in line
+    assert line.count(str(path)) == 1
 
 
 def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
@@ -313,15 +329,47 @@ def test_files_come_by_the_hosts_backends(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f'http://127.0.0.1:{server.server_port}'
-        expected = np.array(COLOUR)[..., ::-1]
-        for options in ({}, dict(backend_args=dict(backend='http'))):
-            np.testing.assert_array_equal(
-                load(f'{address}/a.png', in_channels=3, **options), expected)
+        np.testing.assert_array_equal(
+            load(f'{address}/a.png', in_channels=3),
+            np.array(COLOUR)[..., ::-1])
         with pytest.raises(ValueError, match='no.png.*404'):
             load(f'{address}/no.png', in_channels=3)
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Shelf(BaseStorageBackend):
+    """A backend of someone's own."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def get(self, filepath):
+        return (self.folder / filepath).read_bytes()
+
+    def get_text(self, filepath):
+        raise NotImplementedError
+
+
+def test_a_backend_of_ones_own_gets_its_arguments(monkeypatch, tmp_path):
+    monkeypatch.setitem(backends, 'shelf', Shelf)
+    COLOUR.save(tmp_path / 'a.png')
+    image = load('a.png', in_channels=3, backend_args=dict(
+        backend='shelf', folder=str(tmp_path)))
+    np.testing.assert_array_equal(image, np.array(COLOUR)[..., ::-1])
+
+
+class Evil:
+
+    def __reduce__(self):
+        return pytest.fail, ('code of a file has run', )
+
+
+def test_no_code_of_a_file_is_run(tmp_path):
+    np.save(tmp_path / 'a.npy', np.array([Evil()]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r'a\.npy.*Object arrays cannot'):
+        load(tmp_path / 'a.npy', in_channels=5)
 
 
 @pytest.mark.parametrize('options, part', [
@@ -348,6 +396,16 @@ def test_channels_are_those_of_the_network_it_is_bound_to(channels, tmp_path):
     fixed = LoadTimmImage(in_channels=3)  # what is given stays
     fixed.bind_network(data_source('test_resnet', 1))
     assert fixed(dict(img_path=str(tmp_path / 'a.png')))['img'].ndim == 3
+
+
+def test_networks_of_other_channels_leave_open_which_are_meant():
+    networks = [TimmFeatureBackbone('test_resnet', in_channels=channels)
+                for channels in (1, 3)]
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match='LoadTimmImage has no in_channels'):
+        LoadTimmImage()(dict(img=image))
+    networks[0] = TimmFeatureBackbone('test_vit')  # other images, but colour
+    assert LoadTimmImage()(dict(img=image))['img'].shape == (4, 4, 3)
 
 
 class Images(torch.utils.data.Dataset):

@@ -113,7 +113,7 @@ class LoadTimmImage(NetworkTransform):
             turn = _turn(image) if self.upright else None
             if turn is not None:
                 image = image.transpose(turn)
-        except ImportError:
+        except (ImportError, MemoryError):
             raise
         except Exception as error:
             # what is broken makes decoders raise errors of all kinds

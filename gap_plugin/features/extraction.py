@@ -152,7 +152,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
             advance(len(reasons))
     for part_of in all_gather_object(bad):
         bad |= part_of
-    if bad and not skip_bad or len(bad) == len(names):
+    if bad and not skip_bad:
         refuse(bad)
     if rank == 0:
         kept = np.array([row for row in range(len(names)) if row not in bad])
