@@ -14,6 +14,7 @@ from mmpretrain.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from ..messages import first_line
+from ..timm_network import DataSource
 from .binding import NetworkTransform
 
 #: How an image is turned upright, by its EXIF orientation.
@@ -74,11 +75,21 @@ class LoadTimmImage(NetworkTransform):
         self.bits = bits
         self.upright = upright
         self.backend_args = backend_args
+        self._warned = True  # colour is what anyone expects
+
+    def matters(self, source: DataSource) -> int:
+        """Of a network's images, the number of channels."""
+        return self.in_channels or source.in_channels
 
     def _channels(self) -> int:
         if self.in_channels is not None:
             return self.in_channels
-        return self.source().in_channels
+        try:
+            return self.source().in_channels
+        except ValueError:
+            raise ValueError(
+                'LoadTimmImage has no in_channels, and networks of different '
+                'ones are in this process: give it in_channels.') from None
 
     def transform(self, results: dict) -> dict:
         """Give ``img``, ``img_shape`` and ``ori_shape``.
