@@ -596,7 +596,8 @@ def test_two_processes_store_the_same_bytes_as_one(tmp_path, bad):
     if bad:
         folder_of_images(tmp_path / 'd', ['a/1.png', 'b/3.png'])
         cfg = Config.fromfile(DIGITS)
-        cfg.merge_from_dict(image_config(tmp_path / 'd'))
+        for name, loader in image_config(tmp_path / 'd').items():
+            cfg[name] = loader
         cfg.dump(tmp_path / 'config.py')
         flags = (tmp_path / 'config.py', '--skip-bad', *flags[1:])
         rows = 6
