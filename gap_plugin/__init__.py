@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Fail to import')
     from .datasets import (
         Digits,
+        LoadTimmImage,
         TimmTestTransform,
         TimmTrainTransform,
         timm_test_pipeline,
@@ -42,7 +43,7 @@ allow_host_checkpoints()
 
 __all__ = [
     'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper',
-    'BindPipelineHook', 'Digits', 'GAPNeck', 'LinearHead',
+    'BindPipelineHook', 'Digits', 'GAPNeck', 'LinearHead', 'LoadTimmImage',
     'TimmFeatureBackbone', 'TimmFeatureClassifier', 'TimmTestTransform',
     'TimmTrainTransform', '__version__', 'allow_classes',
     'timm_test_pipeline', 'timm_train_pipeline'

@@ -17,6 +17,7 @@ def _anything(value: Any) -> bool:
 _KINDS: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
     'flag': ((bool, ), _anything, 'True or False'),
     'count': ((Integral, ), lambda x: x > 0, 'a positive integer'),
+    'bits': ((Integral, ), lambda x: 8 <= x <= 16, 'an integer from 8 to 16'),
     'share': ((Real, ), lambda x: 0 <= x <= 1, 'a number from 0 to 1'),
     'crop': ((Real, ), lambda x: 0 < x <= 2, 'over 0 and at most 2'),
     'amount': ((Real, ), lambda x: 0 <= x < math.inf,

@@ -211,8 +211,7 @@ def config_text(request: NewConfig, data: Data) -> str:
         backbone['in_channels'] = data.in_channels
     loader = dict(num_workers=request.workers,
                   persistent_workers=request.workers > 0)
-    load = "    dict(type='LoadImageFromFile', imdecode_backend='pillow'),\n" \
-        if data.load else ''
+    load = "    dict(type='LoadTimmImage'),\n" if data.load else ''
     flip = ', hflip=0.' if data.in_channels == 1 else ''  # digits
     arguments = ''.join(f'        {k}={v!r},\n' for k, v in backbone.items())
     rgb = ('data_preprocessor = dict(to_rgb=False)  # the dataset gives RGB\n'

@@ -6,6 +6,7 @@ import pytest
 
 import gap_plugin
 from errors import one_line
+from gap_plugin.datasets import LoadTimmImage
 from gap_plugin.datasets.transforms import CenterPad
 
 NETWORK = dict(model_name='test_resnet')
@@ -37,8 +38,10 @@ WRONG = {
     CenterPad: (dict(size=(8, 8)), dict(size='8', pad_val='a')),
     gap_plugin.timm_test_pipeline: (NETWORK, TEST),
     gap_plugin.timm_train_pipeline: (NETWORK, TRAIN),
-    gap_plugin.TimmTestTransform: (NETWORK, TEST),
-    gap_plugin.TimmTrainTransform: (NETWORK, TRAIN),
+    gap_plugin.TimmTestTransform: (NETWORK, dict(TEST, network='a')),
+    gap_plugin.TimmTrainTransform: (NETWORK, dict(TRAIN, network='a')),
+    LoadTimmImage: ({}, dict(in_channels=0, bits=7, upright='no',
+                             backend_args='a', network='a')),
 }
 
 

@@ -164,10 +164,10 @@ def test_training_pipeline_follows_its_options():
     def types(**kwargs):
         return [s['type'] for s in timm_train_pipeline('resnet50', **kwargs)]
 
-    assert types() == ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip',
+    assert types() == ['LoadTimmImage', 'RandomResizedCrop', 'RandomFlip',
                        'ColorJitter', 'PackInputs']
     assert types(hflip=0, color_jitter=0, random_erasing=0.1) == [
-        'LoadImageFromFile', 'RandomResizedCrop', 'RandomErasing',
+        'LoadTimmImage', 'RandomResizedCrop', 'RandomErasing',
         'PackInputs']
     augment = dict(type='RandAugment', policies='timm_increasing',
                    num_policies=2, magnitude_level=9)

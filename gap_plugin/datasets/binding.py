@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.logging import print_log
 from torch import nn
 
+from ..arguments import check_arguments
 from ..timm_network import DataSource, data_source, live_source
 
 
@@ -29,6 +30,10 @@ class NetworkTransform(BaseTransform):
 
     def __init__(self, model_name: str | None = None, in_channels: int = 3,
                  network: dict[str, Any] | None = None) -> None:
+        check_arguments(type(self).__name__,
+                        text_or_none=dict(model_name=model_name),
+                        count=dict(in_channels=in_channels),
+                        settings_or_none=dict(network=network))
         self.model_name = model_name
         self._bound: DataSource | ValueError | None = None
         self._warned = False

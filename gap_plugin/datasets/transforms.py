@@ -67,9 +67,6 @@ class _TimmTransform(NetworkTransform):
             raise ValueError(
                 f'{type(self).__name__} has no {", ".join(unknown)}; it '
                 f'takes model_name, in_channels, {", ".join(self.OPTIONS)}.')
-        check_arguments(type(self).__name__,
-                        text_or_none=dict(model_name=model_name),
-                        count=dict(in_channels=in_channels))
         self.options = options
         self._made: tuple[DataSource, Compose] | None = None
         super().__init__(model_name, in_channels, network)

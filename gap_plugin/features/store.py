@@ -17,6 +17,7 @@ from ..messages import first_line
 
 ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
 DESCRIPTION = 'store.json'
+KEPT = 'kept.{}'  # an array without rows that are dropped
 _CHUNK = 1 << 24  # bytes read at a time
 
 
@@ -150,7 +151,8 @@ def remove(folder: str | Path,
                 path / made_by) == unless:
             continue
         other = sorted({TEMPORARY.sub('', p.name) for p in path.iterdir()} - {
-            *ARRAYS, DESCRIPTION, 'done', 'plan.json'})
+            *ARRAYS, *map(KEPT.format, ARRAYS), DESCRIPTION, 'done',
+            'plan.json'})
         if other:
             raise ValueError(f'{str(path)!r} holds {other[0]!r}, which is of '
                              'no feature store: choose another folder.')

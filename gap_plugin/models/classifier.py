@@ -15,6 +15,7 @@ from torch import nn
 
 from ..arguments import check_arguments
 from ..timm_network import DataSource
+from .head import LinearHead
 from .wiring import Wiring
 
 _CLASSIFICATION = SimpleNamespace(
@@ -90,6 +91,8 @@ class TimmFeatureClassifier(ImageClassifier):
             train_cfg=train_cfg,
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg)
+        if isinstance(head, LinearHead):
+            self.data_preprocessor.register_forward_pre_hook(head.check_batch)
 
     @property
     def _config(self) -> Any:

@@ -5,7 +5,6 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..arguments import check_arguments
 from .checks import check_labels, check_width
@@ -103,8 +102,12 @@ class LinearHead(ClsHead):
             check_labels(*map(int, labels.aminmax()), self.num_classes,
                          'LinearHead', 'the data')
 
-    def _check_batch(self, preprocessor: nn.Module, args: tuple) -> None:
-        """The same of a batch that is about to move to the GPU."""
+    def check_batch(self, preprocessor: nn.Module, args: tuple) -> None:
+        """The same of a batch that is about to move to the GPU.
+
+        A forward pre-hook of the data preprocessor, which
+        :class:`TimmFeatureClassifier` registers.
+        """
         data = args[0] if args else None
         samples = data.get('data_samples') if isinstance(data, dict) else None
         device = torch.device(getattr(preprocessor, 'device', 'cpu'))
@@ -112,17 +115,3 @@ class LinearHead(ClsHead):
                 isinstance(sample, DataSample) and 'gt_label' in sample
                 for sample in samples)):
             self._check(samples)
-
-
-def _check_early(model: nn.Module, name: str, part: nn.Module | None) -> None:
-    """Where a head is put into a classifier, check labels ahead of it.
-
-    A head is given labels that have moved; it does not know the classifier,
-    which may be MMPretrain's own. torch tells of every part of a module.
-    """
-    preprocessor = getattr(model, 'data_preprocessor', None)
-    if isinstance(part, LinearHead) and isinstance(preprocessor, nn.Module):
-        preprocessor.register_forward_pre_hook(part._check_batch)
-
-
-register_module_module_registration_hook(_check_early)

@@ -24,10 +24,11 @@ from ..engine.building import build_classifier
 from ..engine.device import autocast, device_name, synchronize
 from ..features import extract, remove
 from ..features.images import (
+    BadImages,
+    Rows,
     build_dataset,
     data_list,
     loader_config,
-    readable,
 )
 from ..files import written_whole
 from ..host import versions
@@ -43,26 +44,23 @@ from .options import (
 from .table import write_tables
 
 
-def check_data(cfg: Config, skip_bad: bool) -> tuple[str, set[str]]:
+def check_data(cfg: Config) -> str:
     """Refuse data that no network could be probed on.
 
     Returns:
-        What stands for the data, and images that are to be left out.
+        What stands for the data.
 
     Raises:
-        ValueError: If images cannot be read, or a split is empty.
+        ValueError: If a split is empty.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     digest = hashlib.blake2b(digest_size=16)
-    bad: set[str] = set()
     for split in SPLITS:
-        names, labels, files = data_list(
+        names, labels, _ = data_list(
             build_dataset(loader_config(cfg, split), split))
-        left = set(readable(names, files, split, skip_bad).tolist())
-        bad.update(name for i, name in enumerate(names) if i not in left)
         digest.update(json.dumps(
-            [[names[i], labels[i].tolist()] for i in sorted(left)]).encode())
-    return digest.hexdigest(), bad
+            [*map(list, zip(names, labels.tolist(), strict=True))]).encode())
+    return digest.hexdigest()
 
 
 def measured_by(name: str, base: Config, data: str,
@@ -91,7 +89,8 @@ def speed(model: nn.Module, cfg: Config, batch: int,
     batches of three seconds, after a warm-up.
     """
     dataset = build_dataset(loader_config(cfg, 'val'), 'val', model)
-    shape = dataset[0]['inputs'].shape
+    rows = Rows(dataset, data_list(dataset)[0])
+    shape = rows.first(len(dataset))['inputs'].shape
     device = next(model.parameters()).device
     x = torch.randn(batch, *shape, device=device)
     model.eval()
@@ -107,7 +106,7 @@ def speed(model: nn.Module, cfg: Config, batch: int,
     return batch / statistics.median(times), shape[-1]
 
 
-def rank_one(name: str, folder: Path, base: Config, bad: set[str],
+def rank_one(name: str, folder: Path, base: Config,
              options: RankingOptions) -> dict:
     """All figures of one network.
 
@@ -119,7 +118,7 @@ def rank_one(name: str, folder: Path, base: Config, bad: set[str],
     model = build_classifier(cfg)
     stores = {
         split: extract(model, cfg, split, folder / 'features' / split,
-                       amp=options.amp, force=True, bad=bad)
+                       amp=options.amp, force=True, skip_bad=options.skip_bad)
         for split in SPLITS}
     result = probe(
         model, cfg, stores['train'], stores['val'], epochs=options.epochs,
@@ -151,7 +150,7 @@ def logged(log: Path, work: Callable, *args: object) -> dict:
             raise
 
 
-def isolated(name: str, folder: Path, base: Config, bad: set[str],
+def isolated(name: str, folder: Path, base: Config,
              options: RankingOptions) -> dict:
     """The figures of a network from a process of its own.
 
@@ -160,16 +159,21 @@ def isolated(name: str, folder: Path, base: Config, bad: set[str],
 
     Returns:
         Of one that fails, ``model`` and ``error``.
+
+    Raises:
+        BadImages: If images cannot be read, by no network then.
     """
     log = folder / 'log.txt'
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(
             1, multiprocessing.get_context('spawn')) as pool:
-        future = pool.submit(logged, log, rank_one, name, folder, base, bad,
+        future = pool.submit(logged, log, rank_one, name, folder, base,
                              options)
         problem = future.exception()
     if problem is None:
         return future.result()
+    if isinstance(problem, BadImages):
+        raise problem
     if isinstance(problem, BrokenProcessPool):
         told = ('its process was killed: the memory may be too small, try a '
                 'smaller batch_size')
@@ -195,7 +199,7 @@ def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
     """
     options.out.mkdir(parents=True, exist_ok=True)
     base = base_config(options)
-    data, bad = check_data(base, options.skip_bad)
+    data = check_data(base)
     rows = []
     for name in names:
         folder = options.out / 'networks' / re.sub(r'[^\w.-]', '_', name)
@@ -207,7 +211,7 @@ def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
         if known:
             row = found['row']
         else:
-            row = isolated(name, folder, base, bad, options)
+            row = isolated(name, folder, base, options)
             if 'error' not in row:  # what fails is tried again next time
                 with written_whole(result) as path:
                     path.write_text(json.dumps(dict(
