@@ -16,6 +16,7 @@ from torch import nn
 
 import runs
 from commands import DIGITS, ROOT, main
+from gap_plugin.datasets import bind_pipeline, source_of
 from gap_plugin import TimmFeatureBackbone
 from gap_plugin.cli.test import _augment
 from gap_plugin.engine.building import build_classifier
@@ -110,7 +111,9 @@ def test_the_preprocessor_of_the_run_is_that_of_the_features(tmp_path):
     runner.model.eval()
     rows = []
     with torch.no_grad():
-        for batch in Runner.build_dataloader(cfg.test_dataloader):
+        loader = Runner.build_dataloader(cfg.test_dataloader)
+        bind_pipeline(loader.dataset, source_of(runner.model))
+        for batch in loader:
             inputs = runner.model.data_preprocessor(batch)['inputs']
             (maps, ) = runner.model.backbone(inputs)
             rows.append(maps.mean((2, 3)))
