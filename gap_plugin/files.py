@@ -55,6 +55,19 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a file that people write, on whatever system.
+
+    Raises:
+        ValueError: If it is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{str(path)!r} is not UTF-8 (byte {error.start}): '
+                         'save it as UTF-8.') from None
+
+
 def put_in_place(written: Path, path: Path) -> None:
     """Let a file or folder that is written be what a path stands for.
 
