@@ -186,14 +186,15 @@ def test_a_config_that_cannot_be_decoded_is_named(here):
 
 
 def test_nothing_of_a_name_runs_in_the_commands(here):
-    for name in (RUNS, '{{ fileBasename }}'):
+    classes = sorted([RUNS, '{{ fileBasename }}', '\x1b[2J'])
+    for name in classes:
         images(here / 'data' / name, 4)
     config = here / 'c.py'
-    main('new_config', 'test_vit', '--data-root', here / 'data', '--out',
-         config, '--workers', 0)
+    text = main('new_config', 'test_vit', '--data-root', here / 'data',
+                '--out', config, '--workers', 0)
+    assert r'\x1b[2J' in text and '\x1b' not in text
     args = flags().parse_args([str(config), 'none'])
     cfg = load_config(args)
-    classes = sorted([RUNS, '{{ fileBasename }}'])
     assert cfg.train_dataset.classes == classes
     # what a run leaves in its work dir and its checkpoints
     cfg.dump(here / 'dumped.py')

@@ -63,6 +63,9 @@ _IDLE = re.compile(
     r'init_weights of|Loads checkpoint by|Setting \w+_NUM_THREADS|'
     r'.*for pillow backend|.* instance named of')
 
+#: What a terminal would obey, were it in the name of a folder.
+_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')
+
 _console = Console(highlight=False, markup=False, emoji=False,
                    soft_wrap=True)
 _warned: set[str] = set()
@@ -104,6 +107,7 @@ def say(text: str, style: str | None = None) -> None:
         encoding = getattr(_console.file, 'encoding', None) or 'utf-8'
         # a pipe of Windows has no sign for every name
         text = text.encode(encoding, 'backslashreplace').decode(encoding)
+        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
         plain = os.environ.get('NO_COLOR')
         _console.print(text, style=None if plain else style)
 
