@@ -144,11 +144,16 @@ def _flush_file(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name of no other process; what killed ones have left is removed."""
+    """A name of no other process; what killed ones have left is removed.
+
+    A file may be another process's that writes. A folder has been put aside:
+    it is of no use to anyone.
+    """
     for left in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
         with suppress(FileNotFoundError):  # another process was quicker
-            if (TEMPORARY.sub('', left.name) == path.name
-                    and time.time() - left.stat().st_mtime > _DAY):
+            if TEMPORARY.sub('', left.name) == path.name and (
+                    left.is_dir()
+                    or time.time() - left.stat().st_mtime > _DAY):
                 _clear(left)
     return path.with_name(f'{path.name}.{uuid4().hex[:8]}.tmp')
 

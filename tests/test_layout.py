@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'gap_plugin'
 
 #: A part imports from what stands above it.
 ORDER = ('version', 'requirements', 'messages', 'arguments', 'files',
-         'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
+         'locks', 'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
          'timm_network', 'models', 'datasets', 'engine', 'config_writer',
          'features', 'probing', 'ranking', 'cli')
 

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,6 +21,7 @@ from ..engine.building import build_classifier
 from ..features import FeatureStore, extract
 from ..files import read_text
 from ..host import init_cpu_group
+from ..locks import alone
 from ..messages import shorten
 from ..shipped import shipped
 from ..stock.old_names import numpy_in1d
@@ -135,6 +137,18 @@ def load_config(args: argparse.Namespace) -> Config:
                             f'for {asked}'))
     apply_options(cfg, args.cfg_options)
     return cfg
+
+
+def one_run(cfg: Config, name: str) -> AbstractContextManager[None]:
+    """Keep other runs of a command off a work dir.
+
+    Args:
+        cfg: The config; of several processes of a run, the first one is it.
+        name: Of the command.
+    """
+    folder = Path(cfg.work_dir)
+    return (alone(folder / f'.{name}.lock', folder) if console.first()
+            else nullcontext())
 
 
 def apply_options(cfg: Config, options: dict | None) -> None:

@@ -93,17 +93,19 @@ def opened(verbose: bool) -> Iterator[None]:
         _console.file = None
 
 
-def _first() -> bool:
-    """Whether this process speaks for all of a run."""
+def first() -> bool:
+    """Whether this process speaks and writes for all of a run."""
     if is_distributed():
         return is_main_process()
-    rank = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))
-    return rank == '0'
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        if name in os.environ:
+            return os.environ[name] == '0'
+    return True
 
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line, once for all processes of a run."""
-    if _first():
+    if first():
         encoding = getattr(_console.file, 'encoding', None) or 'utf-8'
         # a pipe of Windows has no sign for every name
         text = text.encode(encoding, 'backslashreplace').decode(encoding)
@@ -114,7 +116,7 @@ def say(text: str, style: str | None = None) -> None:
 
 def note(text: str) -> None:
     """Print a line that is no part of a result, to standard error."""
-    if _first():
+    if first():
         print(text, file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from ..engine.checkpoint_hook import check_batches
 from . import console
-from .building import DATALOADERS, build_runner, load_config
+from .building import DATALOADERS, build_runner, load_config, one_run
 from .command import command
 from .console_hook import ConsoleHook
 from .flags import config_flag, parser, run_flags
@@ -84,6 +84,12 @@ def run(args: argparse.Namespace) -> None:
     """Train."""
     cfg = load_config(args)
     apply_flags(cfg, args)
+    with one_run(cfg, 'train'):
+        _train(cfg, args)
+
+
+def _train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train, in a work dir of its own."""
     runner = build_runner(cfg, args)
     check_training(runner)
 
