@@ -2,12 +2,13 @@
 
 import argparse
 import shlex
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from ..engine.checkpoint_hook import check_batches
+from ..engine.checkpoint_hook import check_batches, clear_partial
 from . import console
 from .building import DATALOADERS, build_runner, load_config, one_run
 from .command import command
@@ -90,6 +91,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _train(cfg: Config, args: argparse.Namespace) -> None:
     """Train, in a work dir of its own."""
+    folder = Path(cfg.work_dir)
+    if console.first() and folder.is_dir():
+        clear_partial(folder)
     runner = build_runner(cfg, args)
     check_training(runner)
 

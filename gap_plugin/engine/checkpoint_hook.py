@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
-from ..files import put_in_place, remove_whole
+from ..files import TEMPORARY, put_in_place, remove_whole
 
 
 def check_batches(runner: Runner) -> None:
@@ -91,6 +91,18 @@ class AtomicCheckpointHook(CheckpointHook):
         for path, remove in later.outdated.items():
             if Path(path) not in careful.written:
                 remove(path)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what killed runs have left half-written among checkpoints.
+
+    Args:
+        folder: Where they are; no run may be at it.
+    """
+    for path in folder.iterdir():
+        name = TEMPORARY.sub('', path.name)
+        if name.endswith('.partial') or name != path.name and path.is_dir():
+            remove_whole(path)
 
 
 class _RemovingLater:
