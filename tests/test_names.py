@@ -2,19 +2,21 @@
 
 import os
 import random
+import shlex
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS
 
-from commands import last_line, main
+from commands import DIGITS, last_line, main
 from errors import one_line
 from folders import images
 from gap_plugin.cli.building import load_config
+from gap_plugin.cli.console import typed
 from gap_plugin.cli.test import flags
 from gap_plugin.config_writer import NewConfig, write_config
-from gap_plugin.ranking import RankingOptions
+from gap_plugin.ranking import RankingOptions, measure
 from gap_plugin.ranking.options import base_config
 
 #: MMEngine's text runs it, where it stands in a config as Python writes it.
@@ -119,6 +121,34 @@ def test_lists_and_their_images_keep_their_names(here):
                         in loaded(cfg, side)} == images_of
         for side, path in zip(('train', 'val'), lists, strict=True):
             path.rename(here / side)
+
+
+def test_options_keep_the_spaces_of_a_path():
+    options = dict(zip('abcdef', (
+        '/my data/x', ' ', '1, 2', '[(1, 2), a b]', '0.5', "' True '"),
+        strict=True))
+    args = flags().parse_args(['c', 'f', '--cfg-options', *(
+        f'{key}={value}' for key, value in options.items())])
+    assert args.cfg_options == dict(
+        a='/my data/x', b=' ', c=[1, 2], d=[(1, 2), 'ab'], e=.5, f=' True ')
+    words = shlex.split(typed(args))
+    assert flags().parse_args(['c', 'f', *words]).cfg_options == \
+        args.cfg_options
+
+
+def test_networks_of_like_names_are_ranked_apart(here, monkeypatch):
+    def figures(log, work, name, *_):
+        return dict(accuracy=len(measured), metric='top1', images_per_s=1.,
+                    params_m=1., features=1, img_size=8,
+                    **measured.append(name) or {})
+
+    measured = []
+    monkeypatch.setattr(measure, 'isolated', figures)
+    names = ['local-dir:a b', 'local-dir:a_b']
+    for _ in range(2):
+        rows = list(measure.rank(names, RankingOptions(here, str(DIGITS))))
+        assert [row['model'] for row in rows] == names
+    assert measured == names * 2  # the last one alone is kept
 
 
 #: Names that no file of text can hold.

@@ -210,7 +210,9 @@ def typed(args: argparse.Namespace, *flags: str,
     if options:
         words.append('--cfg-options')
         for key, value in options.items():
-            text = str(value).replace(' ', '')
+            text = str(value)
+            if not isinstance(value, str):
+                text = text.replace(' ', '')
             words.append(shlex.quote(f'{key}={text}'))
     return ''.join(f' {word}' for word in words)
 

@@ -246,7 +246,8 @@ def _rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
         found = (json.loads(result.read_text(encoding='utf-8'))
                  if result.is_file() else {})
         made_by = measured_by(name, base, data, options)
-        known = not options.force and found.get('made_by') == made_by
+        known = (not options.force and found.get('made_by') == made_by
+                 and found['row']['model'] == name)  # a/b and a_b share it
         if known:
             row = found['row']
         else:
