@@ -87,6 +87,8 @@ def test_data_roots_and_networks_keep_their_names(here):
             images(root / 'val' / label, 1)
         model = 'test_vit' if name in LINES else f'local-dir:{name}'
         cfg = read(NewConfig(model, root, out=here / 'c.py', force=True))
+        text = (here / 'c.py').read_text(encoding='utf-8')
+        assert text.replace('\n', '').isprintable()
         assert cfg.model.backbone.model_name == model
         assert cfg.train_dataset.data_root == str(root)
         assert len(loaded(cfg, 'val')) == 2
