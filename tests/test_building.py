@@ -16,9 +16,9 @@ from torch import nn
 
 import runs
 from commands import DIGITS, ROOT, main
-from gap_plugin.datasets import bind_pipeline, source_of
 from gap_plugin import TimmFeatureBackbone
 from gap_plugin.cli.test import _augment
+from gap_plugin.datasets import bind_pipeline, source_of
 from gap_plugin.engine.building import build_classifier
 from gap_plugin.features import FeatureStore, extract
 

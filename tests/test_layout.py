@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'gap_plugin'
 
 #: A part imports from what stands above it.
 ORDER = ('version', 'requirements', 'messages', 'arguments', 'files',
-         'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
+         'locks', 'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
          'timm_network', 'models', 'datasets', 'engine', 'config_writer',
          'features', 'probing', 'ranking', 'cli')
 
@@ -98,6 +98,30 @@ def test_the_library_names_no_flag_and_no_tool(file):
 def test_no_file_is_over_300_lines(file):
     lines = len(text_of(file).splitlines())
     assert lines <= 300
+
+
+def text_without_encoding(source):
+    """Lines that read or write text as the system encodes it."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(
+                word.arg == 'encoding' for word in node.keywords):
+            continue
+        name, mode = ast.unparse(node.func), ast.unparse(node)
+        if name.endswith(('.read_text', '.write_text')) or (
+                name == 'open' and not re.search(r"'[rwax+]*b", mode)):
+            yield node.lineno
+
+
+def test_text_is_read_and_written_in_a_named_encoding():
+    assert list(text_without_encoding(
+        "open(a)\nopen(a, 'w')\nopen(a, 'rb')\na.b.read_text()\n"
+        "open(a, mode='a', encoding='utf-8')")) == [1, 2, 4]
+    for path in [ROOT / 'setup.py', *PACKAGE.rglob('*.py'),
+                 *(ROOT / 'tools').rglob('*.py')]:
+        if path.name == 'pkg_resources.py':
+            continue  # of a distribution: importlib knows its encoding
+        found = text_without_encoding(path.read_text(encoding='utf-8'))
+        assert not list(found), path
 
 
 @pytest.mark.parametrize('script', sorted(

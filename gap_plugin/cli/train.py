@@ -2,14 +2,15 @@
 
 import argparse
 import shlex
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from ..engine.checkpoint_hook import check_batches
+from ..engine.checkpoint_hook import check_batches, clear_partial
 from . import console
-from .building import DATALOADERS, build_runner, load_config
+from .building import DATALOADERS, build_runner, load_config, one_run
 from .command import command
 from .console_hook import ConsoleHook
 from .flags import config_flag, parser, run_flags
@@ -84,6 +85,15 @@ def run(args: argparse.Namespace) -> None:
     """Train."""
     cfg = load_config(args)
     apply_flags(cfg, args)
+    with one_run(cfg, 'train'):
+        _train(cfg, args)
+
+
+def _train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train, in a work dir of its own."""
+    folder = Path(cfg.work_dir)
+    if console.first() and folder.is_dir():
+        clear_partial(folder)
     runner = build_runner(cfg, args)
     check_training(runner)
 

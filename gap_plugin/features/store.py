@@ -7,12 +7,14 @@ from which a killed run goes on.
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..files import TEMPORARY, remove_whole, written_whole
+from ..locks import alone
 from ..messages import first_line
 
 ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
@@ -141,7 +143,8 @@ def remove(folder: str | Path,
         unless: Fingerprint of what is left where it is.
 
     Raises:
-        ValueError: If the folder holds something else.
+        ValueError: If the folder holds something else, or another run
+            writes it.
     """
     folder = Path(folder)
     for path, made_by in ((folder, DESCRIPTION),
@@ -156,7 +159,13 @@ def remove(folder: str | Path,
         if other:
             raise ValueError(f'{str(path)!r} holds {other[0]!r}, which is of '
                              'no feature store: choose another folder.')
-        remove_whole(path)
+        with written_alone(folder):
+            remove_whole(path)
+
+
+def written_alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other runs off a store while it is written."""
+    return alone(folder.with_name(f'.{folder.name}.lock'), folder)
 
 
 def _made_by(path: Path) -> dict | None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,7 @@ from .store import (
     digest,
     read_json,
     write_json,
+    written_alone,
 )
 
 
@@ -45,6 +47,7 @@ class StoreWriter:
         self.dtype = np.dtype(dtype)
         self.blocks = -(-rows // block)
         self._offset = 0
+        self._alone = ExitStack()
 
     def prepare(self, labels: np.ndarray, sample_ids: Sequence[str],
                 fingerprint: dict[str, Any]) -> None:
@@ -56,9 +59,11 @@ class StoreWriter:
             fingerprint: What makes the features; values that JSON has.
 
         Raises:
-            ValueError: If something else was being written there.
+            ValueError: If something else was being written there, or
+                another run is at it.
             OSError: If there is no room on the disk.
         """
+        self._alone.enter_context(written_alone(self.folder))
         plan = self.partial / 'plan.json'
         if plan.is_file():
             others = differing(read_json(plan), fingerprint)
@@ -86,6 +91,7 @@ class StoreWriter:
             write_json(plan, fingerprint)
         except OSError as error:
             shutil.rmtree(self.partial, ignore_errors=True)
+            self._alone.close()
             raise OSError(
                 error.errno, f'cannot lay out {self.rows} x {self.width} '
                 f'features under {str(self.folder.parent)!r}: '
@@ -183,6 +189,7 @@ class StoreWriter:
         for name, path in paths.items():
             os.replace(path, self.partial / name)
         put_in_place(self.partial, self.folder)
+        self._alone.close()
         return FeatureStore(self.folder)
 
     def _without(self, name: str, dropped: Collection[int]) -> Path:

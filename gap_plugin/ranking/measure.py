@@ -4,15 +4,17 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import re
+import signal
 import statistics
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -32,6 +34,8 @@ from ..features.images import (
 )
 from ..files import written_whole
 from ..host import versions
+from ..locks import alone
+from ..messages import first_line
 from ..probing import grid, probe
 from ..version import __version__
 from .options import (
@@ -138,49 +142,82 @@ def rank_one(name: str, folder: Path, base: Config,
         epoch=kept['epoch'], seconds=time.perf_counter() - start)
 
 
-def logged(log: Path, work: Callable, *args: object) -> dict:
-    """A call whose output and errors go to a file."""
+def logged(to: Connection, log: Path, work: Callable, *args: object) -> None:
+    """Send what a call gives, or the text of its error; log all it prints.
+
+    The error itself may not survive the way to another process.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter('ignore')
-    with (open(log, 'w', encoding='utf-8') as file, redirect_stdout(file),
-          redirect_stderr(file)):
+    with (open(log, 'w', encoding='utf-8', errors='backslashreplace') as file,
+          redirect_stdout(file), redirect_stderr(file)):
         try:
-            return work(*args)
-        except Exception:
+            to.send(work(*args))
+        except BadImages as error:
+            to.send(dict(bad_images=str(error)))
+            raise SystemExit(1) from error
+        except Exception as error:
             traceback.print_exc()
-            raise
+            to.send(dict(error=f'{type(error).__name__}: '
+                         f'{first_line(error)[:200]}'))
+            raise SystemExit(1) from error
 
 
-def isolated(name: str, folder: Path, base: Config,
-             options: RankingOptions) -> dict:
-    """The figures of a network from a process of its own.
+def _end_with_parent() -> None:
+    """Leave no process behind when the ranking is ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def isolated(log: Path, work: Callable, *args: object) -> dict:
+    """What a call gives in a process of its own.
 
     A crash, or a network that takes more memory than there is, ends that
     process alone.
 
+    Args:
+        log: File for all that is printed.
+        work: Gives a dict.
+        *args: Of ``work``.
+
     Returns:
-        Of one that fails, ``model`` and ``error``.
+        Of one that fails, ``error``.
 
     Raises:
         BadImages: If images cannot be read, by no network then.
     """
-    log = folder / 'log.txt'
-    folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(
-            1, multiprocessing.get_context('spawn')) as pool:
-        future = pool.submit(logged, log, rank_one, name, folder, base,
-                             options)
-        problem = future.exception()
-    if problem is None:
-        return future.result()
-    if isinstance(problem, BadImages):
-        raise problem
-    if isinstance(problem, BrokenProcessPool):
-        told = ('its process was killed: the memory may be too small, try a '
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=logged, args=(sender, log, work, *args))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        process.join()
+        found = dict(error=_how_it_ended(process.exitcode))
+    except BaseException:  # stopped
+        process.terminate()
+        raise
+    process.join()
+    if 'bad_images' in found:
+        raise BadImages(found['bad_images'])
+    if 'error' in found:
+        found['error'] += f' ({log})'
+    return found
+
+
+def _how_it_ended(status: int) -> str:
+    """Why a process has sent nothing."""
+    if status == -9:  # SIGKILL, as systems without memory give it
+        return ('its process was killed: the memory may be too small, try a '
                 'smaller batch_size')
-    else:
-        first = (str(problem).splitlines() or [''])[0]
-        told = f'{type(problem).__name__}: {first[:200]}'
-    return dict(model=name, error=f'{told} ({log})')
+    name = f'status {status}'
+    if -status in set(signal.Signals):
+        name = signal.Signals(-status).name
+    return f'its process ended with {name}'
 
 
 def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
@@ -195,8 +232,15 @@ def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
         measured before.
 
     Raises:
-        ValueError: If the data cannot be probed on.
+        ValueError: If the data cannot be probed on, or another ranking is at
+            the same folder.
     """
+    with alone(options.out / '.rank.lock', options.out):
+        yield from _rank(names, options)
+
+
+def _rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
+    """Measure networks, in a folder of one's own."""
     options.out.mkdir(parents=True, exist_ok=True)
     base = base_config(options)
     data = check_data(base)
@@ -207,11 +251,14 @@ def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
         found = (json.loads(result.read_text(encoding='utf-8'))
                  if result.is_file() else {})
         made_by = measured_by(name, base, data, options)
-        known = not options.force and found.get('made_by') == made_by
+        known = (not options.force and found.get('made_by') == made_by
+                 and found['row']['model'] == name)  # a/b and a_b share it
         if known:
             row = found['row']
         else:
-            row = isolated(name, folder, base, options)
+            folder.mkdir(parents=True, exist_ok=True)
+            row = dict(isolated(folder / 'log.txt', rank_one, name, folder,
+                                base, options), model=name)
             if 'error' not in row:  # what fails is tried again next time
                 with written_whole(result) as path:
                     path.write_text(json.dumps(dict(
