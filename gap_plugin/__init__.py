@@ -27,6 +27,7 @@ with warnings.catch_warnings():
         Bfloat16OptimWrapper,
         allow_classes,
         allow_host_checkpoints,
+        check_host_loads,
     )
     from .models import (
         BNNeck,
@@ -38,6 +39,7 @@ with warnings.catch_warnings():
 from .version import __version__
 
 allow_host_checkpoints()
+check_host_loads()
 
 __all__ = [
     'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper', 'Digits',

@@ -1,5 +1,6 @@
 """What training runs on: safe loading, checkpoints, precision, shards."""
 
+from .checked_loading import check_host_loads
 from .checkpoint_hook import AtomicCheckpointHook
 from .precision import Bfloat16OptimWrapper
 from .safe_loading import allow_classes, allow_host_checkpoints
@@ -7,5 +8,5 @@ from .sharding import timm_auto_wrap_policy
 
 __all__ = [
     'AtomicCheckpointHook', 'Bfloat16OptimWrapper', 'allow_classes',
-    'allow_host_checkpoints', 'timm_auto_wrap_policy'
+    'allow_host_checkpoints', 'check_host_loads', 'timm_auto_wrap_policy'
 ]
