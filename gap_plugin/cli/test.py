@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from ..engine.building import check_fits, model_config
+from ..engine.building import model_config
 from ..files import written_whole
 from . import console
 from .building import build_runner, load_config
@@ -104,7 +104,6 @@ def run(args: argparse.Namespace) -> None:
         model = runner.model
         while hasattr(model, 'module'):  # test-time augmentation, DDP
             model = model.module
-        check_fits(model, args.checkpoint)
         return dict(
             console.describe_model(model, cfg),
             test=console.describe_data(runner.test_dataloader.dataset),
