@@ -119,6 +119,7 @@ class TimmFeatureBackbone(BaseModule):
         check_arguments(
             'TimmFeatureBackbone',
             path_or_none=dict(checkpoint_path=checkpoint_path),
+            text_or_none=dict(checkpoint_key=checkpoint_key),
             flag=dict(norm_eval=norm_eval, with_cp=with_cp, deploy=deploy,
                       channels_last=channels_last),
             settings_or_none=dict(timm_kwargs=timm_kwargs),
