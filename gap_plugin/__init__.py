@@ -1,9 +1,9 @@
 """timm networks as MMPretrain backbones.
 
 Importing this package registers its backbone, necks, head, classifier,
-dataset, transforms, optimizer wrapper and checkpoint hook in MMPretrain's
-registries and lets torch read the checkpoints that MMEngine writes, without
-the code that a file may carry. It does nothing else.
+dataset, transforms, optimizer wrapper and hooks in MMPretrain's registries
+and lets torch read the checkpoints that MMEngine writes, without the code
+that a file may carry. It does nothing else.
 """
 
 import warnings
@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Fail to import')
     from .datasets import (
         Digits,
+        LoadTimmImage,
         TimmTestTransform,
         TimmTrainTransform,
         timm_test_pipeline,
@@ -25,8 +26,10 @@ with warnings.catch_warnings():
     from .engine import (
         AtomicCheckpointHook,
         Bfloat16OptimWrapper,
+        BindPipelineHook,
         allow_classes,
         allow_host_checkpoints,
+        check_host_loads,
     )
     from .models import (
         BNNeck,
@@ -38,10 +41,12 @@ with warnings.catch_warnings():
 from .version import __version__
 
 allow_host_checkpoints()
+check_host_loads()
 
 __all__ = [
-    'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper', 'Digits',
-    'GAPNeck', 'LinearHead', 'TimmFeatureBackbone', 'TimmFeatureClassifier',
-    'TimmTestTransform', 'TimmTrainTransform', '__version__',
-    'allow_classes', 'timm_test_pipeline', 'timm_train_pipeline'
+    'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper',
+    'BindPipelineHook', 'Digits', 'GAPNeck', 'LinearHead', 'LoadTimmImage',
+    'TimmFeatureBackbone', 'TimmFeatureClassifier', 'TimmTestTransform',
+    'TimmTrainTransform', '__version__', 'allow_classes',
+    'timm_test_pipeline', 'timm_train_pipeline'
 ]

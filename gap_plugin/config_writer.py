@@ -8,15 +8,9 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg
 
-from .datasets.folder import (
-    KNOWN,
-    Data,
-    folder_data,
-    known_data,
-    listed_data,
-)
-from .files import written_whole
-from .messages import shorten
+from .datasets.folder import KNOWN, Data, folder_data, known_data, listed_data
+from .files import read_text, written_whole
+from .messages import refuse_undecodable, shorten
 from .timm_network import check_name, is_registered
 
 #: recipe -> what it is, learning rate, epochs, arguments of the backbone
@@ -25,7 +19,6 @@ RECIPES = {
                1e-3, 20, dict(frozen_stages='all')),
     'finetune': ('All layers are trained.', 1e-4, 30, {}),
 }
-
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,9 @@ class NewConfig:
 
     def __post_init__(self) -> None:
         check_name(self.model)
+        if '\n' in self.model or '\r' in self.model:
+            raise ValueError(f'model={self.model!r} is more than one line: '
+                             'give it another name.')
         if not 0 < self.val_share < 1:
             raise ValueError(f'val_share={self.val_share} must lie between 0 '
                              'and 1.')
@@ -138,10 +134,10 @@ def read_data(request: NewConfig, read: bool = True) -> Data:
     if not root.is_dir():
         raise ValueError(f'data_root={str(root)!r} is not a folder.')
     if request.train_list:
-        names = request.classes and request.classes.read_text(
-            encoding='utf-8').split('\n')
-        names = names and [n.strip() for n in names if n.strip()]
-        return listed_data(root, request.train_list, request.val_list, names)
+        names = request.classes and [
+            n for n in read_text(request.classes).split('\n') if n.strip()]
+        return listed_data(root, request.path.resolve(), request.train_list,
+                           request.val_list, names)
     return folder_data(root, request.path.resolve(), request.val_share,
                        request.seed, read)
 
@@ -174,6 +170,15 @@ def write_config(request: NewConfig, read: bool = True
         with written_whole(path) as temporary:
             temporary.write_text(text, encoding='utf-8')
     return data, list(files)
+
+
+def inert(text: str) -> str:
+    """The text of a config in which MMEngine finds no ``{{ }}`` to replace.
+
+    It does so ahead of parsing, in strings and comments alike; in both, a
+    brace may be written as its number.
+    """
+    return text.replace('{{', r'{\x7b')
 
 
 def literal(value: Any, indent: int) -> str:
@@ -209,22 +214,20 @@ def config_text(request: NewConfig, data: Data) -> str:
         backbone['img_size'] = request.img_size
     if data.in_channels != 3:
         backbone['in_channels'] = data.in_channels
-    loader = dict(num_workers=request.workers,
-                  persistent_workers=request.workers > 0)
-    load = "    dict(type='LoadImageFromFile', imdecode_backend='pillow'),\n" \
-        if data.load else ''
+    refuse_undecodable([*backbone.values(), *data.train.values(),
+                        *data.val.values(), *data.classes])
+    load = "    dict(type='LoadTimmImage'),\n" if data.load else ''
     flip = ', hflip=0.' if data.in_channels == 1 else ''  # digits
     arguments = ''.join(f'        {k}={v!r},\n' for k, v in backbone.items())
     rgb = ('data_preprocessor = dict(to_rgb=False)  # the dataset gives RGB\n'
            if data.rgb else '')
     warmup = max(epochs // 10, 1) if epochs > 1 else 0
-    schedule = ''
-    if warmup:
-        schedule = f"""    dict(
+    schedule = f"""    dict(
         type='LinearLR', start_factor=0.01, end={warmup},
         convert_to_iter_based=True),
-"""
-    return f"""# {request.model}, pooled, normalised and classified. {about}
+""" if warmup else ''
+    name = repr(request.model)[1:-1]
+    return inert(f"""# {name}, pooled, normalised and classified. {about}
 # Widths, mean, std, image size and crop follow from the network: to take
 # another one, change model_name, here or on the command line.
 default_scope = 'mmpretrain'
@@ -252,15 +255,15 @@ train_dataset = {literal(data.train, 0)}
 val_dataset = {literal(data.val, 0)}
 train_dataloader = dict(
     batch_size={batch},
-    num_workers={loader['num_workers']},
-    persistent_workers={loader['persistent_workers']},
+    num_workers={request.workers},
+    persistent_workers={request.workers > 0},
     drop_last=True,  # BN cannot train on a last batch of one
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(pipeline=train_pipeline, **train_dataset))
 val_dataloader = dict(
     batch_size={batch},
-    num_workers={loader['num_workers']},
-    persistent_workers={loader['persistent_workers']},
+    num_workers={request.workers},
+    persistent_workers={request.workers > 0},
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(pipeline=test_pipeline, **val_dataset))
 test_dataloader = val_dataloader
@@ -286,8 +289,9 @@ default_hooks = dict(
     checkpoint=dict(
         type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2,
         save_best='auto'),
+    binding=dict(type='BindPipelineHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 visualizer = dict(
     type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 randomness = dict(seed={request.seed})
-"""
+""")

@@ -55,6 +55,19 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a file that people write, on whatever system.
+
+    Raises:
+        ValueError: If it is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{str(path)!r} is not UTF-8 (byte {error.start}): '
+                         'save it as UTF-8.') from None
+
+
 def put_in_place(written: Path, path: Path) -> None:
     """Let a file or folder that is written be what a path stands for.
 
@@ -131,11 +144,16 @@ def _flush_file(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name of no other process; what killed ones have left is removed."""
+    """A name of no other process; what killed ones have left is removed.
+
+    A file may be another process's that writes. A folder has been put aside:
+    it is of no use to anyone.
+    """
     for left in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
         with suppress(FileNotFoundError):  # another process was quicker
-            if (TEMPORARY.sub('', left.name) == path.name
-                    and time.time() - left.stat().st_mtime > _DAY):
+            if TEMPORARY.sub('', left.name) == path.name and (
+                    left.is_dir()
+                    or time.time() - left.stat().st_mtime > _DAY):
                 _clear(left)
     return path.with_name(f'{path.name}.{uuid4().hex[:8]}.tmp')
 

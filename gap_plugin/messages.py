@@ -18,6 +18,20 @@ def first_line(error: BaseException) -> str:
     return lines[-1 if lines[0].startswith('Caught ') else 0].strip()
 
 
+def refuse_undecodable(names: Iterable[object]) -> None:
+    """Refuse names whose bytes are no text: no file could hold them.
+
+    Raises:
+        ValueError: With the first one.
+    """
+    for name in map(str, names):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f'the name {name!r} is not UTF-8, and cannot be '
+                             'written: rename it.') from None
+
+
 def shorten(names: Iterable[object]) -> str:
     """Many names as a few: the first ones, quoted, and how many there are."""
     names = [str(name) for name in names]

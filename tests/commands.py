@@ -26,6 +26,8 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
+from gap_plugin.timm_network import image_settings
+
 ROOT = Path(__file__).parents[1]
 OURS = ROOT / 'tools'
 STOCK = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
@@ -110,6 +112,7 @@ def _run(script, args, file, folder):
     sys.stderr = open(2, 'w', closefd=False, buffering=1)
     for kind in (MMLogger, MessageHub, Visualizer, DefaultScope):
         kind._instance_dict.clear()
+    image_settings._alive.clear()  # networks of other tests
     warnings.simplefilter('ignore')
     os.chdir(folder)
     os.environ['MPLBACKEND'] = 'Agg'

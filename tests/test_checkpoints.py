@@ -3,7 +3,7 @@
 import os
 import pickle
 import signal
-import time
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from gap_plugin.engine.checkpoint_hook import _Renaming
+from gap_plugin.engine.checkpoint_hook import _Renaming, clear_partial
 from kills import KILLS, fork, moments
 from networks import full
 from runs import HOOKS, data, model, runner
@@ -65,7 +65,9 @@ def of_checkpoints(work_dir):
 
 
 @pytest.mark.parametrize('kills', [KILLS, full(99)])
-def test_a_run_that_is_killed_goes_on(tmp_path, kills):
+def test_a_run_that_is_killed_goes_on(tmp_path, kills, monkeypatch):
+    (tmp_path / 'tmp').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'tmp'))
     whole = tmp_path / 'whole'
     status, count = fork(lambda: train(whole), of_checkpoints(whole))
     assert status == 0 and count > 12
@@ -85,6 +87,10 @@ def test_a_run_that_is_killed_goes_on(tmp_path, kills):
             assert fork(lambda f=folder: train(f, resume=True),
                         of_checkpoints(folder))[0] == 0
             same(folder / 'epoch_2.pth', whole / 'epoch_2.pth')
+            clear_partial(folder)
+            assert not [path for path in folder.iterdir()
+                        if path.suffix in ('.partial', '.tmp')]
+    assert not list((tmp_path / 'tmp').iterdir())
 
 
 def test_the_hosts_own_hook_loses_checkpoints(tmp_path):
@@ -150,11 +156,10 @@ def test_a_sharded_checkpoint_is_a_folder_in_its_place(tmp_path):
                 raise RuntimeError('inline_container: file write failed')
 
     run = Sharding()
-    # of a run that was killed two days ago
+    # of a run that was killed
     for leftover in ('a.pth.partial', 'a.pth.0123abcd.tmp'):
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / 'rank7.pth').touch()
-        os.utime(tmp_path / leftover, (time.time() - 2 * 86400, ) * 2)
     for _ in range(2):
         _Renaming(run).save_checkpoint(str(tmp_path), 'a.pth', meta={})
         assert sorted(os.listdir(tmp_path)) == ['a.pth']
@@ -182,3 +187,15 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):
     assert (tmp_path / 'epoch_1.pth').read_bytes() == before
     assert not list(tmp_path.glob('*.partial'))
     assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+
+
+@pytest.mark.parametrize('loop', [
+    dict(by_epoch=True, max_epochs=1), dict(by_epoch=False, max_iters=2)])
+def test_a_run_without_a_batch_is_refused_and_has_no_best_model(
+        loop, tmp_path):
+    with pytest.raises(ValueError, match='4 training images give no batch of '
+                       '8 with drop_last'):
+        runner(tmp_path, train_cfg=loop, default_hooks=HOOKS,
+               train_dataloader=dict(data('train', 4), drop_last=True)
+               ).train()
+    assert not list(tmp_path.rglob('*.pth'))

@@ -174,7 +174,7 @@ def test_mixed_precision_names_a_device_that_it_lacks(
     (['--cfg-options', 'model.head.in_channels=64'],
      "head.in_channels is 64, but 'test_nfnet' gives 192"),
     (['--cfg-options', 'model.backbone.model_name=hiera_tiny_224',
-      'model.backbone.img_size=100'], 'sizes near it that it takes: 64'),
+      'model.backbone.img_size=100'], 'its own size is 224 x 224'),
     (['--cfg-options', 'train_dataloader.batch_size=1'], 'drop_last=True'),
     (['--cfg-options', 'auto_scale_lr=None', '--auto-scale-lr'],
      'base_batch_size'),

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from commands import DIGITS, MODULES, OURS, PATH, ROOT, call, main
+from commands import (
+    DIGITS,
+    MODULES,
+    OURS,
+    PATH,
+    ROOT,
+    call,
+    last_line,
+    main,
+)
 from gap_plugin.__main__ import COMMANDS
 
 SHORT = ('--cfg-options', 'train_dataloader.dataset.indices=256',
@@ -82,6 +91,16 @@ def test_what_nobody_can_change_is_not_told(run):
     for word in ('MultiScaleDeformableAttention', 'FileClient',
                  'HardDiskBackend', 'Warning', 'mmengine'):
         assert not [line for line in lines if word in line]
+
+
+def test_a_loss_that_is_not_finite_is_said_and_ends_in_an_error(tmp_path):
+    text = main('train', DIGITS, '--work-dir', tmp_path, *SHORT,
+                'optim_wrapper.optimizer.lr=1e30', ok=False)
+    first, second = re.findall('(?m)^epoch .*', text)
+    assert first.startswith('epoch 1/2  loss nan  NOT FINITE in 3 of 4 steps')
+    assert 'NOT FINITE in 4 of 4 steps' in second
+    assert ': error: the loss was NaN or infinite, first in epoch 1/2, ' in (
+        last_line(text))
 
 
 def test_verbose_shows_all_that_mmengine_writes(tmp_path):

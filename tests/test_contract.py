@@ -45,8 +45,9 @@ REGISTERED = {
     'TimmFeatureBackbone': MODELS, 'TimmFeatureClassifier': MODELS,
     'GAPNeck': MODELS, 'BNNeck': MODELS, 'LinearHead': MODELS,
     'TimmTrainTransform': TRANSFORMS, 'TimmTestTransform': TRANSFORMS,
-    'CenterPad': TRANSFORMS, 'Digits': DATASETS,
-    'AtomicCheckpointHook': HOOKS, 'Bfloat16OptimWrapper': OPTIM_WRAPPERS,
+    'LoadTimmImage': TRANSFORMS, 'CenterPad': TRANSFORMS, 'Digits': DATASETS,
+    'AtomicCheckpointHook': HOOKS, 'BindPipelineHook': HOOKS,
+    'Bfloat16OptimWrapper': OPTIM_WRAPPERS,
     'timm_auto_wrap_policy': FUNCTIONS,
 }
 
@@ -69,6 +70,8 @@ ARGUMENTS = {
         init_cfg=None),
     'TimmTestTransform': dict(model_name=None, in_channels=3),
     'TimmTrainTransform': dict(model_name=None, in_channels=3),
+    'LoadTimmImage': dict(
+        in_channels=None, bits=None, upright=True, backend_args=None),
     'CenterPad': dict(size=inspect.Parameter.empty, pad_val=0),
     'Digits': dict(split='train'),
     'timm_auto_wrap_policy': dict(min_num_params=100_000),

@@ -1,6 +1,7 @@
 """The feature store: exact, complete or absent, and never another one's."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -9,15 +10,23 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from mmcv.transforms import BaseTransform
+from mmengine.config import Config
+from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
 from commands import DIGITS, OURS, call, free_port, last_line, python
-from gap_plugin.datasets.loading import unreadable
+from errors import one_line
+from gap_plugin.datasets import LoadTimmImage
 from gap_plugin.features import FeatureStore, StoreWriter, extract, remove
+from gap_plugin.features.images import BadImages
+from gap_plugin.features.store import digest
 from gap_plugin.probing import save_whole
 from kills import KILLS, fork, moments
 from networks import full
@@ -48,6 +57,23 @@ def test_a_store_gives_back_what_was_written(tmp_path, dtype):
     np.testing.assert_array_equal(
         np.load(tmp_path / 'a' / 'train' / 'features.npy'), values)
     assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == ['train']
+
+
+def test_rows_are_dropped_in_the_end(tmp_path):
+    writer = StoreWriter(tmp_path / 'train', 7, 2, 'float32', 3)
+    writer.prepare(np.arange(7), list('abcdefg'), MADE_BY)
+    for i in range(3):
+        writer.write(i, np.full((writer.rows_in(i), 2), float(i)),
+                     whole=i == 2)
+    assert writer.missing().tolist() == [0, 1]
+    with pytest.raises(ValueError, match='1 of 3 blocks .*block 1 first'):
+        writer.finish(MADE_BY, [0, 2])
+    store = writer.finish(MADE_BY, [0, 2, 4], note='x')
+    assert store.features.tolist() == [[0, 0], [1, 1], [1, 1], [2, 2]]
+    assert store.labels.tolist() == [1, 3, 5, 6]
+    assert ''.join(store.sample_ids) == 'bdfg'
+    assert sorted(p.name for p in (tmp_path / 'train').iterdir()) == [
+        'features.npy', 'labels.npy', 'sample_ids.npy', 'store.json']
 
 
 def test_an_unfinished_store_is_not_there_and_goes_on(tmp_path):
@@ -104,6 +130,50 @@ def test_a_damaged_description_is_named(tmp_path):
     (tmp_path / 'train' / 'store.json').write_text('{"rows": 10')
     with pytest.raises(ValueError, match='store.json.* is damaged'):
         FeatureStore(tmp_path / 'train')
+
+
+@pytest.mark.parametrize('change, why', [
+    (dict(files=None), "it lacks 'files'"),
+    (dict(fingerprint=None), "it lacks 'fingerprint'"),
+    (dict(fingerprint='a'), "no attribute 'items'"),
+    (dict(files=[]), 'list'), (dict(files={}), "lacks 'features.npy'"),
+    (dict(files={'features.npy': {}}), "it lacks 'bytes'")])
+def test_a_description_without_a_field_is_named(change, why, tmp_path):
+    write(tmp_path / 'train')
+    path = tmp_path / 'train' / 'store.json'
+    known = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({
+        key: value for key, value in known.items() if value is not None}))
+    with pytest.raises(ValueError, match=f'store.json.* is damaged .*{why}'):
+        FeatureStore(tmp_path / 'train')
+
+
+def row(value):
+    values = np.ones((10, 4), np.float32)
+    values[7, 2] = value
+    return values
+
+
+@pytest.mark.parametrize('name, values, why', [
+    ('labels.npy', np.arange(9), '9 in place of 10'),
+    ('sample_ids.npy', np.array(['a']), '1 in place of 10'),
+    ('features.npy', row(np.nan), "NaN or infinite features of '7.png'"),
+    ('features.npy', row(np.inf), "NaN or infinite features of '7.png'"),
+    ('features.npy', np.ones(10), 'float64 of shape'),
+    ('features.npy', np.ones((10, 4), int), 'int64 of shape'),
+    ('labels.npy', None, 'Python objects'),
+])
+def test_arrays_that_no_store_has_are_named(name, values, why, tmp_path):
+    write(tmp_path / 'train')
+    path = tmp_path / 'train' / name
+    np.save(path, np.array([None]) if values is None else values)
+    known = json.loads((path.parent / 'store.json').read_text())
+    known['files'][name].update(bytes=path.stat().st_size,
+                                blake2b=digest(path))
+    (path.parent / 'store.json').write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=f'{name}.* is damaged .*{why}') as e:
+        FeatureStore(tmp_path / 'train')
+    one_line(e)
 
 
 def test_a_copy_is_a_store(tmp_path):
@@ -168,7 +238,34 @@ def test_features_that_are_not_finite_are_refused(tmp_path, value):
         writer.write(0, features)
 
 
+@pytest.mark.parametrize('step', [0, 1, 2])
+def test_a_run_that_ends_as_it_drops_rows_is_begun_anew(tmp_path, step,
+                                                        monkeypatch):
+    writer, _ = write(tmp_path / 'train', finish=False)
+    calls = itertools.count()
+
+    def stopped(*args, **kwargs):
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return unlink(*args, **kwargs)
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, 'unlink', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish(MADE_BY, [4])
+    monkeypatch.undo()
+    again = StoreWriter(tmp_path / 'train', 10, 4, 'float32', 3)
+    again.prepare(np.arange(10), list('abcdefghij'), MADE_BY)
+    for i in again.missing():
+        again.write(i, np.zeros((again.rows_in(i), 4)))
+    assert len(again.finish(MADE_BY, [4])) == 9
+    assert [p.name for p in tmp_path.iterdir()] == ['train']
+
+
 def test_only_stores_are_removed(tmp_path):
+    write(tmp_path / 'train', finish=False)
+    (tmp_path / 'train.partial' / 'kept.features.npy').touch()
+    remove(tmp_path / 'train')
+    assert not list(tmp_path.iterdir())
     write(tmp_path / 'train')
     (tmp_path / 'train' / 'thesis.txt').touch()
     with pytest.raises(ValueError, match="'thesis.txt'.* no feature store"):
@@ -288,14 +385,6 @@ def test_what_cannot_be_stored_is_refused_ahead_of_the_pass(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('size', [(3, 5), (7, 900)])
-@pytest.mark.parametrize('kind', ['jpg', 'png', 'bmp'])
-def test_small_images_are_readable(tmp_path, size, kind):
-    path = tmp_path / f'a.{kind}'
-    Image.new('RGB', size).save(path)
-    assert unreadable([path]) == []
-
-
 def folder_of_images(root, bad):
     for label in 'ab':
         (root / label).mkdir(parents=True)
@@ -306,29 +395,104 @@ def folder_of_images(root, bad):
         (root / name).write_bytes(b'no image')
 
 
-def image_config(root):
+OURS_LOADS = dict(type='LoadTimmImage')
+
+
+def image_config(root, load=OURS_LOADS, batch=3, **dataset):
     data = dict(
-        batch_size=3, num_workers=0, collate_fn=dict(type='default_collate'),
+        batch_size=batch, num_workers=0, collate_fn=dict(
+            type='default_collate'),
         sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
             type='CustomDataset', data_root=str(root), data_prefix='',
-            pipeline=[dict(type='LoadImageFromFile'),
-                      dict(type='TimmTestTransform'),
-                      dict(type='PackInputs')]))
+            pipeline=[load, dict(type='TimmTestTransform'),
+                      dict(type='PackInputs')], **dataset))
     return dict(val_dataloader=data, test_dataloader=data)
 
 
-def test_unreadable_images_are_named_or_left_out(tmp_path):
+def ids(store):
+    return [s[-7:] for s in store.sample_ids]
+
+
+@pytest.mark.parametrize('load', [OURS_LOADS, dict(type='LoadImageFromFile')])
+@pytest.mark.parametrize('workers', [0, full(1)])
+def test_unreadable_images_are_named_or_left_out(tmp_path, load, workers):
     folder_of_images(tmp_path / 'd', ['a/1.png', 'b/3.png'])
-    options = image_config(tmp_path / 'd')
-    with pytest.raises(ValueError, match="2 of 8 images of 'val' cannot be "
-                       r"read: '.*a/1\.png', '.*b/3\.png'"):
+    options = image_config(tmp_path / 'd', load)
+    options['val_dataloader']['num_workers'] = workers
+    with pytest.raises(BadImages, match="2 of 8 images of 'val' cannot be "
+                       r"read: '.*a/1\.png' \(.*\), '.*b/3\.png' \(.*"
+                       'skip_bad=True') as info:
         extract(*digits(options), 'val', tmp_path / 'val')
+    reason = ('it is no image that Pillow knows' if load is OURS_LOADS else
+              'failed to load image')
+    assert one_line(info).count(reason) == 2
     with pytest.warns(UserWarning, match='2 of 8 images .* left out'):
         store = extract(*digits(options), 'val', tmp_path / 'val',
                         skip_bad=True)
-    assert [s[-7:] for s in store.sample_ids] == [
-        'a/0.png', 'a/2.png', 'a/3.png', 'b/0.png', 'b/1.png', 'b/2.png']
+    assert ids(store) == ['a/0.png', 'a/2.png', 'a/3.png', 'b/0.png',
+                          'b/1.png', 'b/2.png']
     assert store.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [s[-7:] for s in store.description['skipped']] == [
+        'a/1.png', 'b/3.png']
+    # the rows are those of a folder without the bad ones
+    for name in ('a/1.png', 'b/3.png'):
+        (tmp_path / 'd' / name).unlink()
+    whole = extract(*digits(options), 'val', tmp_path / 'whole')
+    np.testing.assert_allclose(store.features, whole.features, rtol=1e-4,
+                               atol=1e-5)
+    assert {**store.fingerprint, 'data': ''} == {**whole.fingerprint,
+                                                 'data': ''}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['d', 'val', 'whole']
+
+
+def test_data_without_a_readable_image_is_refused(tmp_path):
+    folder_of_images(tmp_path / 'd', [
+        f'{label}/{i}.png' for label in 'ab' for i in range(4)])
+    options = image_config(tmp_path / 'd')
+    # a whole batch ends the pass
+    with pytest.raises(BadImages, match='3 of 8 images .*a/0.*a/1.*a/2'):
+        extract(*digits(options), 'val', tmp_path / 'val')
+    with pytest.raises(BadImages, match='8 of 8 images .*, ...; check data'):
+        extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True)
+    Image.new('RGB', (40, 40)).save(tmp_path / 'd' / 'a' / '0.png')
+    with pytest.raises(BadImages, match='5 of 8 images .*b/1'):
+        extract(*digits(options), 'val', tmp_path / 'val')
+    assert not (tmp_path / 'val').exists()
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Names of the images that are read."""
+    names, transform = [], LoadTimmImage.transform
+
+    def counted(self, results):
+        names.append(results['img_path'][-7:])
+        return transform(self, results)
+    monkeypatch.setattr(LoadTimmImage, 'transform', counted)
+    return names
+
+
+def test_every_image_is_read_once(tmp_path, loads):
+    folder_of_images(tmp_path / 'd', [])
+    options = image_config(tmp_path / 'd')
+    store = extract(*digits(options), 'val', tmp_path / 'val')
+    assert sorted(loads) == ids(store)
+
+
+@pytest.mark.parametrize('kind', [MemoryError, ImportError])
+def test_what_is_no_fault_of_the_image_ends_the_pass(tmp_path, kind,
+                                                     monkeypatch):
+    folder_of_images(tmp_path / 'd', [])
+
+    def fails(self, results):
+        if results['img_path'].endswith('b/3.png'):
+            raise kind('too much')
+        return transform(self, results)
+    transform = LoadTimmImage.transform
+    monkeypatch.setattr(LoadTimmImage, 'transform', fails)
+    with pytest.raises(kind, match='too much'):
+        extract(*digits(image_config(tmp_path / 'd')), 'val',
+                tmp_path / 'val', skip_bad=True)
 
 
 def broken_jpeg(path):
@@ -337,21 +501,21 @@ def broken_jpeg(path):
     path.write_bytes(path.read_bytes()[:900])
 
 
-def test_an_image_that_breaks_off_is_named_ahead_or_left_out(tmp_path,
-                                                             monkeypatch):
+def test_a_pass_with_a_broken_image_is_gone_on_with(tmp_path, loads):
     folder_of_images(tmp_path / 'd', [])
     broken_jpeg(tmp_path / 'd' / 'b' / '1.jpg')
     options = image_config(tmp_path / 'd')
-    options['test_dataloader']['dataset']['pipeline'][0][
-        'imdecode_backend'] = 'pillow'
-    with pytest.raises(ValueError, match=r"1 of 9 images .*b/1\.jpg'"):
+    with pytest.raises(ValueError, match=r"1 of 9 images .*b/1\.jpg' "
+                       r'\(image file is truncated .*\)'):
         extract(*digits(options), 'val', tmp_path / 'val')
-    assert not (tmp_path / 'val.partial').exists()
-    store = extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True)
+    loads.clear()
+    with pytest.warns(UserWarning, match=r'b/1\.jpg.*left out'):
+        store = extract(*digits(options), 'val', tmp_path / 'val',
+                        skip_bad=True)
     assert len(store) == 8
-    # known from the store: nothing is read again
-    monkeypatch.setattr('gap_plugin.features.extraction.readable',
-                        lambda *_: pytest.fail('images are read again'))
+    # one image for the width, and its batch
+    assert loads == ['a/0.png', 'a/3.png', 'b/0.png', 'b/1.jpg']
+    loads.clear()  # known from the store: nothing is read again
     assert len(extract(*digits(options), 'val', tmp_path / 'val',
                        skip_bad=True)) == 8
     with pytest.raises(ValueError, match='rows 8 against 9 now'):
@@ -360,27 +524,67 @@ def test_an_image_that_breaks_off_is_named_ahead_or_left_out(tmp_path,
     shutil.copy(tmp_path / 'd' / 'b' / '1.png', tmp_path / 'd' / 'b' / 'n.png')
     with pytest.raises(ValueError, match='rows 8 against 9 now'):
         extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True)
-    monkeypatch.undo()
+    assert not loads
     # one that is mended comes back by force, whatever else is bad
     whole = tmp_path / 'd' / 'b' / '2.png'
     shutil.copy(whole, tmp_path / 'd' / 'b' / '1.jpg')
     whole.write_bytes(b'no image')
-    store = extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True,
-                    force=True)
-    assert [s[-7:] for s in store.sample_ids[4:]] == [
-        'b/0.png', 'b/1.jpg', 'b/1.png', 'b/3.png', 'b/n.png']
+    with pytest.warns(UserWarning, match=r'b/2\.png.*left out'):
+        store = extract(*digits(options), 'val', tmp_path / 'val',
+                        skip_bad=True, force=True)
+    assert ids(store)[4:] == ['b/0.png', 'b/1.jpg', 'b/1.png', 'b/3.png',
+                              'b/n.png']
 
 
-def test_an_image_that_breaks_in_the_pass_is_named(tmp_path, monkeypatch):
-    folder_of_images(tmp_path / 'd', [])
-    broken_jpeg(tmp_path / 'd' / 'b' / '1.jpg')
-    options = image_config(tmp_path / 'd')
-    options['test_dataloader']['dataset']['pipeline'][0][
-        'imdecode_backend'] = 'pillow'
-    monkeypatch.setattr('gap_plugin.features.images.unreadable',
-                        lambda paths: [])  # it was whole a moment ago
-    with pytest.raises(ValueError, match=r'b/1\.jpg.* cannot be read'):
-        extract(*digits(options), 'val', tmp_path / 'val')
+@TRANSFORMS.register_module()
+class LoadNumpyOfATest(BaseTransform):
+
+    def transform(self, results):
+        results['img'] = np.load(results['img_path'])
+        results['img_shape'] = results['img'].shape[:2]
+        return results
+
+
+@pytest.mark.parametrize('suffix, load', [
+    ('npy', dict(type='LoadNumpyOfATest')), ('npy', OURS_LOADS),
+    ('tif', dict(type='LoadImageFromFile', imdecode_backend='tifffile')),
+    ('tif', OURS_LOADS)])
+def test_what_the_config_loads_is_extracted(tmp_path, suffix, load):
+    rng = np.random.default_rng(0)
+    write = np.save if suffix == 'npy' else tifffile.imwrite
+    for label in 'ab':
+        (tmp_path / 'd' / label).mkdir(parents=True)
+        for i in range(2):
+            write(tmp_path / 'd' / label / f'{i}.{suffix}',
+                  rng.integers(0, 256, (40, 40, 5), np.uint8))
+    options = image_config(tmp_path / 'd', load, extensions=(f'.{suffix}', ))
+    model, cfg = digits({'model.backbone.in_channels': 5, **options})
+    store = extract(model, cfg, 'val', tmp_path / 'val')
+    again = extract(*digits({'model.backbone.in_channels': 5, **options}),
+                    'val', tmp_path / 'again')
+    assert len(store) == 4 and np.ptp(store.features, axis=0).max() > 1e-3
+    np.testing.assert_array_equal(store.features, again.features)
+
+
+@pytest.mark.parametrize('kills', [2, full(20)])
+def test_a_killed_pass_leaves_the_same_images_out(tmp_path, kills):
+    folder_of_images(tmp_path / 'd', ['a/0.png', 'a/2.png', 'b/3.png'])
+    options = image_config(tmp_path / 'd', batch=2)
+
+    def run(folder):
+        return extract(*digits(options), 'val', folder, skip_bad=True)
+
+    with pytest.warns(UserWarning, match='left out'):
+        whole = run(tmp_path / 'whole')
+    _, count = fork(lambda: run(tmp_path / 'b'), str(tmp_path / 'b'))
+    for moment in moments(count, kills):
+        folder = tmp_path / str(moment)
+        status, _ = fork(lambda f=folder: run(f), str(folder), moment)
+        assert status == -signal.SIGKILL
+        for name in ('features', 'labels', 'sample_ids'):
+            np.testing.assert_array_equal(
+                getattr(run(folder), name), getattr(whole, name))
+        assert not folder.with_name(f'{moment}.partial').exists()
 
 
 def test_force_goes_on_with_the_half_that_fits(tmp_path):
@@ -430,14 +634,24 @@ def test_a_run_killed_at_any_moment_goes_on(tmp_path, kills):
 EXTRACT = OURS / 'extract_features.py'
 
 
-def test_two_processes_store_the_same_bytes_as_one(tmp_path):
+@pytest.mark.parametrize('bad', [False, full(True)])
+def test_two_processes_store_the_same_bytes_as_one(tmp_path, bad):
     flags = (DIGITS, '--splits', 'val', '--work-dir', tmp_path / 'w', '--out')
+    rows = 355
+    if bad:
+        folder_of_images(tmp_path / 'd', ['a/1.png', 'b/3.png'])
+        cfg = Config.fromfile(DIGITS)
+        for name, loader in image_config(tmp_path / 'd').items():
+            cfg[name] = loader
+        cfg.dump(tmp_path / 'config.py')
+        flags = (tmp_path / 'config.py', '--skip-bad', *flags[1:])
+        rows = 6
     for text in (
             python(EXTRACT, *flags, tmp_path / 'one'),
             call(sys.executable, '-m', 'torch.distributed.run',
                  '--nproc_per_node', 2, '--master_port', free_port(),
                  EXTRACT, *flags, tmp_path / 'two', '--launcher', 'pytorch')):
-        assert re.search(r'355 x 192 float32', text)
+        assert re.search(rf'{rows} x 192 float32', text)
     for file in ('features.npy', 'labels.npy', 'sample_ids.npy'):
         assert ((tmp_path / 'one' / 'val' / file).read_bytes()
                 == (tmp_path / 'two' / 'val' / file).read_bytes())

@@ -214,6 +214,6 @@ def test_a_copy_of_a_model_is_its_own():
     init_default_scope('mmpretrain')
     first = MODELS.build(model('test_efficientnet'))
     second = copy.deepcopy(first)
-    for owner, name, norm in second.backbone._converted._norms:
+    for owner, name, norm, _ in second.backbone._converted._norms:
         assert owner._modules[name] is norm
         assert all(norm is not other for other in first.modules())

@@ -1,7 +1,5 @@
 """Images come to the network as timm would give them, pixel by pixel."""
 
-import logging
-import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import timm
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
@@ -26,7 +23,7 @@ from gap_plugin import (
     timm_test_pipeline,
     timm_train_pipeline,
 )
-from gap_plugin.timm_network import data_source, image_settings
+from gap_plugin.timm_network import data_source
 from networks import full
 
 #: Together they have every interpolation, crop mode, and mean and std of
@@ -167,10 +164,10 @@ def test_training_pipeline_follows_its_options():
     def types(**kwargs):
         return [s['type'] for s in timm_train_pipeline('resnet50', **kwargs)]
 
-    assert types() == ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip',
+    assert types() == ['LoadTimmImage', 'RandomResizedCrop', 'RandomFlip',
                        'ColorJitter', 'PackInputs']
     assert types(hflip=0, color_jitter=0, random_erasing=0.1) == [
-        'LoadImageFromFile', 'RandomResizedCrop', 'RandomErasing',
+        'LoadTimmImage', 'RandomResizedCrop', 'RandomErasing',
         'PackInputs']
     augment = dict(type='RandAugment', policies='timm_increasing',
                    num_policies=2, magnitude_level=9)
@@ -181,59 +178,7 @@ def test_training_pipeline_follows_its_options():
     assert (crop['backend'], crop['interpolation']) == ('pillow', 'bicubic')
 
 
-# --- the transforms that follow the network --------------------------------
-
-
-@pytest.fixture
-def nothing_built(monkeypatch):
-    monkeypatch.setattr(image_settings, '_built', [])
-
-
-def crop_of(transform):
-    return [s.crop_size for s in transform._resolve().transforms
-            if hasattr(s, 'crop_size')]
-
-
-def test_transform_without_a_name_follows_the_network(nothing_built):
-    TimmFeatureBackbone('test_vit')
-    early = TimmTestTransform()
-    assert crop_of(early) == [(160, 160)]
-    TimmFeatureBackbone('test_resnet', img_size=96)
-    assert crop_of(TimmTestTransform()) == [(96, 96)]
-    assert crop_of(TimmTestTransform(img_size=64)) == [(64, 64)]
-    assert crop_of(early) == [(160, 160)]
-
-
-def test_transform_may_stand_ahead_of_the_network(nothing_built):
-    transform = TimmTestTransform()
-    TimmFeatureBackbone('test_vit')
-    again = pickle.loads(pickle.dumps(transform))  # noqa: S301
-    TimmFeatureBackbone('test_resnet', img_size=96)
-    assert crop_of(again) == crop_of(transform) == [(160, 160)]
-
-
-def test_transform_says_whose_settings_it_takes(nothing_built, caplog):
-    def told():
-        text = ' '.join(r.getMessage() for r in caplog.records)
-        caplog.clear()
-        return text
-
-
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
-    try:
-        with caplog.at_level(logging.INFO):
-            assert crop_of(TimmTestTransform()) == [(224, 224)]
-            assert 'no network of timm has been built' in told()
-            TimmFeatureBackbone('test_vit')
-            TimmFeatureBackbone('test_resnet')
-            early = TimmTestTransform()
-            assert "'test_resnet', the last, is taken" in told()
-            TimmFeatureBackbone('test_resnet', img_size=96)
-            early(dict(img=PHOTOS['chelsea']))
-            assert "'test_resnet' has been built since" in told()
-    finally:
-        logger.removeHandler(caplog.handler)
+# --- the same as transforms ------------------------------------------------
 
 
 @pytest.mark.parametrize('options, part', [
@@ -260,12 +205,13 @@ def test_unknown_option_of_a_transform_is_named():
     assert 'crop_pct' in one_line(info)
 
 
-def test_height_and_width_are_not_mixed_up(nothing_built):
+def test_height_and_width_are_not_mixed_up():
     backbone = TimmFeatureBackbone('test_resnet', img_size=(64, 96))
     assert backbone.image_size == (64, 96)
     for transform in (TimmTrainTransform(),
                       TimmTestTransform(crop_mode='squash'),
                       TimmTestTransform(crop_mode='border')):
+        transform.bind_network(backbone.data_source)
         image = transform(dict(img=PHOTOS['chelsea']))['img']
         assert image.shape == (64, 96, 3)
     tall = TimmTrainTransform('vit_base_patch16_sapiens2')

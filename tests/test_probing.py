@@ -256,7 +256,7 @@ SCHEDULES = {
              convert_to_iter_based=True),
         dict(type='CosineAnnealingLR', T_max=8, begin=2)],
     'exponential': [dict(type='ExponentialLR', gamma=.97)],
-    'steps': dict(type='MultiStepLR', milestones=[3, 7], gamma=.1),
+    'steps': [dict(type='MultiStepLR', milestones=[3, 7], gamma=.1)],
     'endless': [dict(type='StepLR', step_size=1, end=float('inf'))],
     'restarts': [dict(type='CosineRestartLR', periods=[4, 6],
                       restart_weights=[1, .5], eta_min=0)],
@@ -273,7 +273,7 @@ def test_the_schedule_is_stretched_whatever_it_counts(kind):
     cfgs = SCHEDULES[kind]
     built = [PARAM_SCHEDULERS.build(dict(cfg), default_args=dict(
         optimizer=optimizer, epoch_length=10))
-        for cfg in (cfgs if isinstance(cfgs, list) else [cfgs])]
+        for cfg in cfgs]
     expected = []
     for i in range(100):
         expected.append(optimizer.param_groups[0]['lr'])
@@ -500,6 +500,7 @@ def test_what_of_a_config_is_not_done_is_named(tmp_path, monkeypatch):
         dict(type='EMAHook'), dict(type='PreciseBNHook', num_samples=8),
         dict(type='ClassNumCheckHook')],
         'optim_wrapper.type': 'AmpOptimWrapper',
+        'param_scheduler': dict(type='ReduceOnPlateauLR', monitor='loss'),
         'model.train_cfg': dict(augments=dict(type='Mixup', alpha=.8))})
     told = []
     monkeypatch.setattr('gap_plugin.probing.optimiser.print_log',
@@ -507,7 +508,8 @@ def test_what_of_a_config_is_not_done_is_named(tmp_path, monkeypatch):
     probe(model, cfg, train, val, epochs=1)
     (line, ) = told
     assert re.search(r'left out of the probe: EMAHook, PreciseBNHook, '
-                     r'ClassNumCheckHook, .*augments.*AmpOptimWrapper', line)
+                     r'ClassNumCheckHook, .*augments.*AmpOptimWrapper, '
+                     r'ReduceOnPlateauLR', line)
 
 
 def test_the_visualizer_of_the_config_gets_the_curves(tmp_path):
@@ -562,8 +564,8 @@ def test_another_width_is_named(tmp_path):
     train, val = small_stores(tmp_path)
     model, cfg = digits({**SIXTEEN, 'model.neck': [
         dict(type='GAPNeck'), dict(type='BNNeck', in_channels=20)]})
-    with pytest.raises(ValueError, match='BNNeck has in_channels=20, but .* '
-                       'gives 16'):
+    with pytest.raises(ValueError, match='BNNeck has in_channels=20, but is '
+                       'given 16'):
         probe(model, cfg, train, val, epochs=1)
 
 

@@ -1,19 +1,22 @@
 """Backbones ranked on one's data, by the tool as a user runs it."""
 
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
+import psutil
 import pytest
 import timm
 from PIL import Image
 from safetensors.torch import save_file
 
 from commands import DIGITS, OURS, ROOT, python
-from gap_plugin.ranking import chosen_models, plot
+from gap_plugin.ranking import chosen_models, measure, plot
 
 TOOL = OURS / 'rank_backbones.py'
 
@@ -50,13 +53,14 @@ def test_networks_are_ranked_and_one_that_fails_is_reported(weights,
     process = subprocess.Popen(
         [sys.executable, '-W', 'ignore', TOOL, *flags(
             tmp_path, '--models', 'test_resnet', 'test_vit', *args)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
-        start_new_session=True)
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     while not (tmp_path / 'networks' / 'test_vit').exists():
         assert process.poll() is None
         time.sleep(.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
     process.wait()
+    assert not psutil.wait_procs(children, 60)[1]  # none goes on alone
     first = table(tmp_path)
     assert list(first) == ['test_resnet']
     # in another order and with another one, it goes on
@@ -90,22 +94,69 @@ def test_networks_are_ranked_and_one_that_fails_is_reported(weights,
     assert 'as measured before' not in text
 
 
-def test_a_folder_with_a_broken_image_is_refused_ahead(tmp_path):
+class TwoArguments(Exception):
+    """Cannot be built of the text that a pickle of it holds."""
+
+    def __init__(self, one, other):
+        super().__init__(f'{one} without {other}\nand more')
+
+
+def fails(how):
+    """A network that cannot be measured."""
+    if how == 'error':
+        raise TwoArguments('a head', 'a neck')
+    if how != 'status':
+        os.kill(os.getpid(), how)
+    os._exit(3)
+
+
+def test_the_error_of_a_network_is_sent_as_text(tmp_path):
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with pytest.raises(SystemExit), warnings.catch_warnings():
+        measure.logged(sender, tmp_path / 'log.txt', fails, 'error')
+    assert receiver.recv() == dict(
+        error='TwoArguments: a head without a neck')
+    assert 'and more' in (tmp_path / 'log.txt').read_text()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('how, told', [
+    ('error', 'TwoArguments: a head without a neck'),
+    ('status', 'its process ended with status 3'),
+    (signal.SIGSEGV, 'its process ended with SIGSEGV'),
+    (signal.SIGKILL, 'its process was killed: the memory may be')])
+def test_how_a_network_failed_is_told(tmp_path, how, told):
+    row = measure.isolated(tmp_path / 'log.txt', fails, how)
+    assert row['error'].startswith(told)
+    assert row['error'].endswith(f' ({tmp_path / "log.txt"})')
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder of images, one of them broken."""
     for label in 'ab':
         for i in range(30):
             path = tmp_path / 'd' / label / f'{i}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new('RGB', (8, 8), (i, 0, 0)).save(path)
     (tmp_path / 'd' / 'b' / '1.png').write_bytes(b'no image')
-    text = ranked(tmp_path / 'out', '--models', 'test_vit', '--no-pretrained',
-                  '--data-root', tmp_path / 'd', ok=False)
+    return tmp_path
+
+
+def test_a_broken_image_ends_the_ranking_with_its_first_network(broken):
+    text = ranked(broken / 'out', '--models', 'test_resnet', 'test_vit',
+                  '--no-pretrained', '--data-root', broken / 'd', ok=False)
     (line, ) = [line for line in text.splitlines()
                 if line.startswith('rank_backbones.py: error: ')]
-    assert 'b/1.png' in line
-    assert not (tmp_path / 'out' / 'networks').exists()
-    ranked(tmp_path / 'out', '--models', 'test_vit', '--no-pretrained',
-           '--data-root', tmp_path / 'd', '--skip-bad')
-    assert list(table(tmp_path / 'out')) == ['test_vit']
+    assert 'b/1.png' in line and '--skip-bad' in line
+    assert len(list((broken / 'out' / 'networks').iterdir())) == 1
+
+
+@pytest.mark.full
+def test_a_broken_image_is_left_out_of_a_ranking(broken):
+    ranked(broken / 'out', '--models', 'test_vit', '--no-pretrained',
+           '--data-root', broken / 'd', '--skip-bad')
+    assert list(table(broken / 'out')) == ['test_vit']
 
 
 def test_patterns_choose_networks():

@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from commands import DIGITS, ROOT, python
+from commands import DIGITS, ROOT, last_line, python
 from errors import Bomb
 from gap_plugin.stock import scripts
 from gap_plugin.stock.launch import MISSING
@@ -211,8 +211,10 @@ def test_a_checkpoint_with_code_is_refused(work, name, tmp_path):
         'reparameterize_model': (work / 'config.py', path,
                                  tmp_path / 'r.pth'),
     }[name]
-    stock(name, *args, ok=False, cwd=tmp_path)
-    assert not marker.exists()
+    text = stock(name, *args, ok=False, cwd=tmp_path)
+    assert last_line(text).startswith('gap_plugin.stock: error: checkpoint ')
+    assert 'which is not run (it asks for ' in last_line(text)
+    assert 'weights_only' not in text and not marker.exists()
 
 
 def test_a_module_of_ones_own_is_imported_first(tmp_path):

@@ -11,6 +11,7 @@ default_hooks = dict(
         max_keep_ckpts=2,
         save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    binding=dict(type='BindPipelineHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 
 env_cfg = dict(

@@ -1,10 +1,12 @@
 """From flags to a config, a runner, a model, stores."""
 
 import argparse
+import codecs
 import difflib
 import inspect
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,9 +16,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
+from ..config_writer import inert
+from ..engine import BindPipelineHook
 from ..engine.building import build_classifier
 from ..features import FeatureStore, extract
+from ..files import read_text
 from ..host import init_cpu_group
+from ..locks import alone
 from ..messages import shorten
 from ..shipped import shipped
 from ..stock.old_names import numpy_in1d
@@ -62,11 +68,36 @@ def config_path(name: str) -> Path:
            f'there are {", ".join(known[:5])}, ...'))
 
 
+class _Config(Config):
+    """A config whose text, in a work dir or checkpoint, is read as it is."""
+
+    @property
+    def pretty_text(self) -> str:
+        """As MMEngine writes it, with nothing for MMEngine to replace."""
+        return inert(super().pretty_text)
+
+
 def _cores() -> int:
     """Cores that one process of a run has."""
     cores = (len(os.sched_getaffinity(0))
              if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
     return max(cores // int(os.environ.get('LOCAL_WORLD_SIZE', '1')), 1)
+
+
+def read_config(name: str) -> Config:
+    """Read a config of :func:`config_path`.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If MMEngine cannot decode it, or would read a byte order
+            mark as code.
+    """
+    path = config_path(name)
+    read_text(path)
+    if path.read_bytes().startswith(codecs.BOM_UTF8):
+        raise ValueError(f'config {str(path)!r} begins with a byte order '
+                         'mark: save it as UTF-8 without one.')
+    return Config.fromfile(str(path))
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -80,7 +111,8 @@ def load_config(args: argparse.Namespace) -> Config:
         ValueError: If an option changes nothing.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(str(config_path(args.config)))
+    cfg = _Config()
+    cfg.__setstate__(read_config(args.config).__getstate__())
     if cfg.get('model') is None:
         raise ValueError(f'config {args.config!r} has no model: name a '
                          'config that builds one.')
@@ -106,6 +138,18 @@ def load_config(args: argparse.Namespace) -> Config:
                             f'for {asked}'))
     apply_options(cfg, args.cfg_options)
     return cfg
+
+
+def one_run(cfg: Config, name: str) -> AbstractContextManager[None]:
+    """Keep other runs of a command off a work dir.
+
+    Args:
+        cfg: The config; of several processes of a run, the first one is it.
+        name: Of the command.
+    """
+    folder = Path(cfg.work_dir)
+    return (alone(folder / f'.{name}.lock', folder) if console.first()
+            else nullcontext())
 
 
 def apply_options(cfg: Config, options: dict | None) -> None:
@@ -144,9 +188,11 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
             find_unused_parameters=cfg.get('find_unused_parameters', False))
         wrapper.setdefault('device_ids', None)
         cfg.model_wrapper_cfg = wrapper
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    runner = (RUNNERS.build(cfg) if 'runner_type' in cfg else
+              Runner.from_cfg(cfg))
+    if not any(isinstance(hook, BindPipelineHook) for hook in runner.hooks):
+        runner.register_hook(BindPipelineHook())
+    return runner
 
 
 def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,

@@ -108,6 +108,8 @@ def _as_found() -> Iterator[None]:
     argv, path = list(sys.argv), list(sys.path)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     threads = torch.get_num_threads(), cv2.getNumThreads()
+    cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    deterministic = torch.are_deterministic_algorithms_enabled()
     start = multiprocessing.get_start_method(allow_none=True)
     named = hasattr(np, 'in1d')
     handlers = list(logging.root.handlers)
@@ -131,6 +133,9 @@ def _as_found() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        torch.backends.cudnn.benchmark = cudnn[0]
+        torch.backends.cudnn.deterministic = cudnn[1]
+        torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
         multiprocessing.set_start_method(start, force=True)

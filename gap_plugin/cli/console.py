@@ -63,6 +63,9 @@ _IDLE = re.compile(
     r'init_weights of|Loads checkpoint by|Setting \w+_NUM_THREADS|'
     r'.*for pillow backend|.* instance named of')
 
+#: What a terminal would obey, were it in the name of a folder.
+_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')
+
 _console = Console(highlight=False, markup=False, emoji=False,
                    soft_wrap=True)
 _warned: set[str] = set()
@@ -90,27 +93,30 @@ def opened(verbose: bool) -> Iterator[None]:
         _console.file = None
 
 
-def _first() -> bool:
-    """Whether this process speaks for all of a run."""
+def first() -> bool:
+    """Whether this process speaks and writes for all of a run."""
     if is_distributed():
         return is_main_process()
-    rank = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))
-    return rank == '0'
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        if name in os.environ:
+            return os.environ[name] == '0'
+    return True
 
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line, once for all processes of a run."""
-    if _first():
+    if first():
         encoding = getattr(_console.file, 'encoding', None) or 'utf-8'
         # a pipe of Windows has no sign for every name
         text = text.encode(encoding, 'backslashreplace').decode(encoding)
+        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
         plain = os.environ.get('NO_COLOR')
         _console.print(text, style=None if plain else style)
 
 
 def note(text: str) -> None:
     """Print a line that is no part of a result, to standard error."""
-    if _first():
+    if first():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -204,7 +210,9 @@ def typed(args: argparse.Namespace, *flags: str,
     if options:
         words.append('--cfg-options')
         for key, value in options.items():
-            text = str(value).replace(' ', '')
+            text = str(value)
+            if not isinstance(value, str):
+                text = text.replace(' ', '')
             words.append(shlex.quote(f'{key}={text}'))
     return ''.join(f' {word}' for word in words)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -24,6 +25,7 @@ class ConsoleHook(Hook):
     Attributes:
         metrics (dict): Of the last validation or test.
         best (dict): Of the epoch whose checkpoint is the best one.
+        not_finite (list): Where in the training the loss was NaN or infinite.
     """
 
     priority = 'VERY_LOW'
@@ -33,11 +35,12 @@ class ConsoleHook(Hook):
         self.about, self.lines = about, lines
         self.metrics: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
+        self.not_finite: list[str] = []
         self._best_file: str | None = None
         self._bars = ExitStack()
         self._advance: Callable[[int], None] | None = None
         self._pending: str | None = None
-        self._stepped = False
+        self._steps = 0  # since there was something to tell
         self._start = 0.
 
     def before_run(self, runner: Runner) -> None:
@@ -86,7 +89,7 @@ class ConsoleHook(Hook):
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
         """Move the bar, and note that there is something to tell."""
-        self._stepped = True
+        self._steps += 1
         self._step()
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -96,9 +99,9 @@ class ConsoleHook(Hook):
     def _note(self, runner: Runner, ahead: int = 0) -> None:
         """Keep what there is to say of the training up to now."""
         self._close()
-        if self._pending or not self._stepped:
+        if self._pending or not self._steps:
             return
-        self._stepped = False
+        steps, self._steps = self._steps, 0
         by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
         parts = [f'iteration {runner.iter}/{runner.max_iters}' if by_iteration
                  else f'epoch {runner.epoch + ahead}/{runner.max_epochs}']
@@ -106,6 +109,12 @@ class ConsoleHook(Hook):
         if 'train/loss' in scalars:
             loss = scalars['train/loss'].mean(len(runner.train_dataloader))
             parts.append(f'loss {loss:.4g}')
+            # MMEngine has read each of them off the GPU
+            recent = scalars['train/loss'].data[0][-steps:]
+            wrong = len(recent) - int(np.isfinite(recent).sum())
+            if wrong:
+                self.not_finite.append(parts[0])
+                parts.append(f'NOT FINITE in {wrong} of {steps} steps')
         if 'train/lr' in scalars:
             parts.append(f'lr {scalars["train/lr"].current():.4g}')
         parts.append(f'{time.perf_counter() - self._start:.1f} s')

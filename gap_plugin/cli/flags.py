@@ -16,7 +16,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Options(DictAction):
-    """Pairs KEY=VALUE."""
+    """Pairs KEY=VALUE; a single value, such as a path, keeps its spaces."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        """As MMEngine, which drops spaces, for lists."""
+        if ' ' in val and not set(val) & set(',()[]'):
+            return val.strip('\'"')
+        return DictAction._parse_iterable(val)
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any,
                  values: list[str], option_string: str | None = None) -> None:

@@ -21,6 +21,8 @@ import csv
 import shlex
 from pathlib import Path
 
+from mmengine.config import Config
+
 from ..features import FeatureStore
 from ..files import written_whole
 from ..probing import (
@@ -37,7 +39,7 @@ from ..probing import (
 )
 from ..version import __version__
 from . import console
-from .building import build_model, extract_splits, load_config
+from .building import build_model, extract_splits, load_config, one_run
 from .command import command
 from .flags import parser, setting_flags, store_flags
 
@@ -172,6 +174,12 @@ def run(args: argparse.Namespace) -> None:
     settings = grid(DINOV2_RATES if args.grid else args.lr,
                     args.weight_decay)
     cfg = load_config(args)
+    with one_run(cfg, 'probe'):
+        _probe(cfg, args, settings)
+
+
+def _probe(cfg: Config, args: argparse.Namespace, settings: dict) -> None:
+    """Extract if needed, and probe, in a work dir of its own."""
     model = build_model(cfg, args)
     if not args.freeze:
         check_frozen(model)

@@ -17,10 +17,8 @@ import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
-from mmengine.config import Config
-
 from . import console
-from .building import apply_options, config_path
+from .building import apply_options, read_config
 from .command import command
 from .flags import options_flag, parser, setting_flags
 
@@ -68,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
             f'a plot needs {error.name}, which is missing: pip install '
             '"gap_plugin[probe]".') from None
     if args.config:
-        path = str(config_path(args.config))
-        apply_options(Config.fromfile(path), args.cfg_options)  # may refuse
+        cfg = read_config(args.config)
+        apply_options(cfg, args.cfg_options)  # may refuse
     args.out = args.out.resolve()
     options = RankingOptions(**{field.name: getattr(args, field.name)
                                 for field in fields(RankingOptions)})
     if args.config:
-        options = replace(options, config=path)
+        options = replace(options, config=cfg.filename)
     names = chosen_models(args.models,
                           not args.no_pretrained and not args.weights)
     console.header(dict(networks=str(len(names)),

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from ..engine.building import check_fits
+from ..engine.building import model_config
 from ..files import written_whole
 from . import console
 from .building import build_runner, load_config
@@ -89,7 +89,8 @@ def _augment(cfg: Config) -> None:
             dict(type='TestTimeAug', transforms=[flips, [pack]])
         ]
     wrapper = cfg.get('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
-    cfg.model = ConfigDict(**wrapper, module=cfg.model)
+    cfg.model = ConfigDict(**wrapper, module=model_config(cfg))
+    cfg.pop('data_preprocessor', None)  # it would replace the model's own
     dataset.pipeline = cfg.tta_pipeline
 
 
@@ -103,7 +104,6 @@ def run(args: argparse.Namespace) -> None:
         model = runner.model
         while hasattr(model, 'module'):  # test-time augmentation, DDP
             model = model.module
-        check_fits(model, args.checkpoint)
         return dict(
             console.describe_model(model, cfg),
             test=console.describe_data(runner.test_dataloader.dataset),

@@ -2,13 +2,15 @@
 
 import argparse
 import shlex
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from ..engine.checkpoint_hook import check_batches, clear_partial
 from . import console
-from .building import DATALOADERS, build_runner, load_config
+from .building import DATALOADERS, build_runner, load_config, one_run
 from .command import command
 from .console_hook import ConsoleHook
 from .flags import config_flag, parser, run_flags
@@ -67,29 +69,33 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
                 loader.persistent_workers = False
 
 
-def check_batches(runner: Runner, cfg: Config) -> None:
-    """Refuse data that give no whole batch.
+def check_training(runner: Runner) -> None:
+    """Refuse a config that cannot train.
 
     Raises:
-        ValueError: With the size of a batch.
+        ValueError: If it lacks what training needs, or images for a batch.
     """
     if runner.train_loop is None:
         raise ValueError('the config has no train_cfg, train_dataloader and '
                          'optim_wrapper: name a config that trains.')
-    loader = runner.train_dataloader
-    if not len(loader):
-        raise ValueError(
-            f'{len(loader.dataset)} training images give no batch of '
-            f'{cfg.train_dataloader.get("batch_size")} with drop_last: set a '
-            'smaller train_dataloader.batch_size.')
+    check_batches(runner)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train."""
     cfg = load_config(args)
     apply_flags(cfg, args)
+    with one_run(cfg, 'train'):
+        _train(cfg, args)
+
+
+def _train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train, in a work dir of its own."""
+    folder = Path(cfg.work_dir)
+    if console.first() and folder.is_dir():
+        clear_partial(folder)
     runner = build_runner(cfg, args)
-    check_batches(runner, cfg)
+    check_training(runner)
 
     def about(runner: Runner) -> dict[str, str]:
         rows = console.describe_model(runner.model, cfg, trained=True)
@@ -114,6 +120,12 @@ def run(args: argparse.Namespace) -> None:
         f'gap-plugin test {shlex.quote(args.config)} '
         f'{shlex.quote(console.short(file))}'
         f'{console.typed(args, "work_dir")}' if file else None)
+    if shown.not_finite:
+        raise ValueError(
+            f'the loss was NaN or infinite, first in {shown.not_finite[0]}, '
+            'and the checkpoints since then hold what came of it: lower '
+            'optim_wrapper.optimizer.lr, set optim_wrapper.clip_grad='
+            'dict(max_norm=1.), or train without --amp.')
 
 
 def _chosen_by(runner: Runner) -> str | None:

@@ -6,6 +6,8 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
+from ..arguments import check_arguments
+
 _SPLITS = ('train', 'test', 'all')
 
 
@@ -35,6 +37,7 @@ class Digits(BaseDataset):
         if split not in _SPLITS:
             raise ValueError(
                 f'split of Digits must be one of {_SPLITS}, got {split!r}.')
+        check_arguments('Digits', steps=dict(pipeline=pipeline))
         self.split = split
         super().__init__(pipeline=pipeline, **kwargs)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import shorten
+from .lists import list_text, read_as_it_is, read_list
 from .loading import unreadable
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
@@ -143,10 +144,10 @@ def folder_data(root: Path, out: Path, share: float, seed: int,
         paths = [p.relative_to(root).as_posix() for p in found[name]]
         rng.shuffle(paths)
         held = min(max(round(len(paths) * share), 1), len(paths) - 1)
-        sides['val'] += [f'{p} {label}' for p in sorted(paths[:held])]
-        sides['train'] += [f'{p} {label}' for p in sorted(paths[held:])]
-    lists = {out.with_name(f'{out.stem}_{side}.txt'): '\n'.join(lines) + '\n'
-             for side, lines in sides.items()}
+        sides['val'] += [(p, label) for p in sorted(paths[:held])]
+        sides['train'] += [(p, label) for p in sorted(paths[held:])]
+    lists = {out.with_name(f'{out.stem}_{side}.txt'): list_text(images)
+             for side, images in sides.items()}
     parts = [dict(type='CustomDataset', data_root=str(root),
                   ann_file=str(path), data_prefix='', classes=names)
              for path in lists]
@@ -160,29 +161,34 @@ def _refuse_one_class(names: list[str], where: Any) -> None:
                          'a classifier needs two at least.')
 
 
-def listed_data(root: Path, train: Path, val: Path,
+def listed_data(root: Path, out: Path, train: Path, val: Path,
                 names: list[str] | None) -> Data:
     """Lists of images and labels, for ``CustomDataset``.
+
+    Args:
+        root: What the images are relative to.
+        out: Of the config, beside which a list is written anew that
+            MMPretrain would read otherwise.
+        train: The list of the training images.
+        val: That of the validation images.
+        names: Of the classes; None for their numbers.
 
     Raises:
         ValueError: If a line, a label or an image is wrong.
     """
     labels: dict[str, collections.Counter] = {}
+    lists: dict[Path, str] = {}
+    files = []
     for side, path in (('train', train), ('val', val)):
-        labels[side] = collections.Counter()
-        images = []
-        lines = path.read_text(encoding='utf-8').splitlines()
-        for number, line in enumerate(lines, 1):
-            image, _, label = line.strip().rpartition(' ')
-            if not image or not label.isdigit():
-                raise ValueError(
-                    f'{str(path)!r}, line {number}: {line[:80]!r} is not '
-                    "'path/of/image.jpg label' with a label from 0 on.")
-            labels[side][int(label)] += 1
-            images.append(root / image)
+        images = read_list(path, root)
         if not images:
             raise ValueError(f'{str(path)!r} lists no images.')
-        refuse_unreadable(images)
+        labels[side] = collections.Counter(label for _, label in images)
+        refuse_unreadable(root / image for image, _ in images)
+        files.append(path.resolve())
+        if not read_as_it_is(path, images):
+            files[-1] = out.with_name(f'{out.stem}_{side}.txt')
+            lists[files[-1]] = list_text(images)
     count = max(max(c) for c in labels.values()) + 1
     if names is not None and len(names) < count:
         raise ValueError(f'{len(names)} classes are named, but labels go up '
@@ -194,9 +200,10 @@ def listed_data(root: Path, train: Path, val: Path,
                          ' labels count from 0, without gaps.')
     _refuse_one_class(names, train)
     parts = [dict(type='CustomDataset', data_root=str(root),
-                  ann_file=str(path.resolve()), data_prefix='',
-                  classes=names) for path in (train, val)]
-    return Data(names, len(names), *parts, size=sum(labels['train'].values()))
+                  ann_file=str(path), data_prefix='', classes=names)
+             for path in files]
+    return Data(names, len(names), *parts,
+                size=sum(labels['train'].values()), lists=lists)
 
 
 def known_data(name: str, root: Path) -> Data:

@@ -1,4 +1,4 @@
-"""timm's preprocessing, as lists of stock MMPretrain transforms.
+"""timm's preprocessing, as lists of transforms, MMPretrain's but the loader.
 
 Images are decoded and resized by Pillow, as timm does it: OpenCV's resizing
 has no antialiasing and moves the accuracy of pretrained weights by up to two
@@ -7,6 +7,7 @@ points (timm issue 1324).
 
 from typing import Any
 
+from ..arguments import check_arguments
 from ..timm_network import DataSettings, data_source
 
 
@@ -29,15 +30,16 @@ def timm_test_pipeline(model_name: str,
         use_test_size: Whether to take timm's ``test_input_size`` and
             ``test_crop_pct``, where a network has them, as timm's
             ``validate.py`` does.
-        in_channels: 3: colour; 1: grey; others: as the file has them,
-            resized by OpenCV, for Pillow takes no such images.
+        in_channels: Of the network, as ``LoadTimmImage`` takes it; others
+            than 1 and 3 are resized by OpenCV, for Pillow takes no such
+            images.
         interpolation: In place of timm's.
         crop_pct: In place of timm's; over 1 leaves a black border.
         crop_mode: ``'center'``, ``'squash'`` or ``'border'``, in place of
             timm's.
 
     Returns:
-        Plain dicts, ``LoadImageFromFile`` to ``PackInputs``.
+        Plain dicts, ``LoadTimmImage`` to ``PackInputs``.
 
     Raises:
         ValueError: If the name is unknown, or an option is out of range.
@@ -50,7 +52,8 @@ def timm_test_pipeline(model_name: str,
         crop_pct=crop_pct,
         crop_mode=crop_mode)
     return [
-        _load(in_channels), *test_steps(settings),
+        dict(type='LoadTimmImage', in_channels=in_channels),
+        *test_steps(settings),
         dict(type='PackInputs')
     ]
 
@@ -71,8 +74,9 @@ def timm_train_pipeline(model_name: str,
     Args:
         model_name: Any name that ``timm.create_model`` takes.
         img_size: Side, or height and width, of the input; None: timm's.
-        in_channels: 3: colour; 1: grey; others: as the file has them,
-            resized by OpenCV, for Pillow takes no such images.
+        in_channels: Of the network, as ``LoadTimmImage`` takes it; others
+            than 1 and 3 are resized by OpenCV, for Pillow takes no such
+            images.
         interpolation: In place of timm's.
         scale: Range of the area that is cropped, as a share of the image.
         ratio: Range of its width over height.
@@ -85,7 +89,7 @@ def timm_train_pipeline(model_name: str,
         random_erasing: Probability of erasing a rectangle.
 
     Returns:
-        Plain dicts, ``LoadImageFromFile`` to ``PackInputs``.
+        Plain dicts, ``LoadTimmImage`` to ``PackInputs``.
 
     Raises:
         ValueError: If the name is unknown, or an option is out of range.
@@ -93,7 +97,7 @@ def timm_train_pipeline(model_name: str,
     settings = data_source(model_name, in_channels).settings(
         False, img_size=img_size, interpolation=interpolation)
     return [
-        _load(in_channels),
+        dict(type='LoadTimmImage', in_channels=in_channels),
         *train_steps(
             settings,
             scale=scale,
@@ -104,16 +108,6 @@ def timm_train_pipeline(model_name: str,
             random_erasing=random_erasing),
         dict(type='PackInputs')
     ]
-
-
-def _load(in_channels: int) -> dict[str, Any]:
-    kinds = {1: 'grayscale', 3: 'color'}
-    if in_channels in kinds:
-        return dict(
-            type='LoadImageFromFile',
-            color_type=kinds[in_channels],
-            imdecode_backend='pillow')
-    return dict(type='LoadImageFromFile', color_type='unchanged')
 
 
 def _resizer(settings: DataSettings) -> dict[str, str]:
@@ -162,6 +156,11 @@ def train_steps(settings: DataSettings,
                 auto_augment: dict[str, Any] | None = None,
                 random_erasing: float = 0.) -> list[dict[str, Any]]:
     """Stock transforms of training, between loading and packing."""
+    check_arguments(
+        'the preprocessing', limits=dict(scale=scale, ratio=ratio),
+        share=dict(hflip=hflip, random_erasing=random_erasing),
+        amount=dict(color_jitter=color_jitter),
+        transform_or_none=dict(auto_augment=auto_augment))
     steps = [
         dict(
             type='RandomResizedCrop',

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import length_hint
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.dist import barrier, is_main_process
@@ -12,7 +12,21 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
-from ..files import put_in_place, remove_whole, written_whole
+from ..files import TEMPORARY, put_in_place, remove_whole
+
+
+def check_batches(runner: Runner) -> None:
+    """Refuse training data that give no whole batch.
+
+    Raises:
+        ValueError: With the number of images and the size of a batch.
+    """
+    loader = runner.train_dataloader
+    if not length_hint(loader, 1):  # data without a length pass
+        size = getattr(loader.batch_sampler, 'batch_size', None)
+        raise ValueError(
+            f'{len(loader.dataset)} training images give no batch of {size} '
+            'with drop_last: set a smaller train_dataloader.batch_size.')
 
 
 @HOOKS.register_module()
@@ -29,8 +43,16 @@ class AtomicCheckpointHook(CheckpointHook):
     With ``FlexibleRunner``, whose re-saved checkpoints say one epoch too
     many, so that a resumed run leaves an epoch out, they say the right one.
 
+    A run whose images give no batch is refused: MMEngine takes its model,
+    untrained, for the best one.
+
     Takes the arguments of MMEngine's ``CheckpointHook``.
     """
+
+    def before_train(self, runner: Runner) -> None:
+        """As MMEngine's, for a run that has something to train on."""
+        check_batches(runner)
+        super().before_train(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict[str, int]) -> None:
@@ -51,20 +73,36 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         self.file_backend = later = _RemovingLater(backend)
         careful = _Renaming(runner)
+        # where MMEngine may write over ``last_checkpoint`` in place
+        elsewhere = Path(runner.work_dir, 'last_checkpoint.partial')
+        careful.work_dir = str(elsewhere)
         try:
-            with TemporaryDirectory() as elsewhere:
-                # where MMEngine may write over ``last_checkpoint`` in place
-                careful.work_dir = elsewhere
-                yield careful
-                for last in Path(elsewhere).iterdir():
-                    with written_whole(
-                            Path(runner.work_dir) / last.name) as temporary:
-                        temporary.write_bytes(last.read_bytes())
+            if is_main_process():
+                remove_whole(elsewhere)  # of a run that was killed
+                elsewhere.mkdir()
+            yield careful
+            if is_main_process():
+                for last in elsewhere.iterdir():
+                    put_in_place(last, Path(runner.work_dir, last.name))
         finally:
+            if is_main_process():
+                remove_whole(elsewhere)
             self.file_backend = backend
         for path, remove in later.outdated.items():
             if Path(path) not in careful.written:
                 remove(path)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what killed runs have left half-written among checkpoints.
+
+    Args:
+        folder: Where they are; no run may be at it.
+    """
+    for path in folder.iterdir():
+        name = TEMPORARY.sub('', path.name)
+        if name.endswith('.partial') or name != path.name and path.is_dir():
+            remove_whole(path)
 
 
 class _RemovingLater:

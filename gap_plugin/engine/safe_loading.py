@@ -1,14 +1,60 @@
 """Checkpoints of MMEngine, read without the code that a file may carry."""
 
+import io
 import os
-import pickle
-import threading
+import os.path as osp
 from collections.abc import Callable
-from functools import wraps
 from importlib import import_module
+from pathlib import PurePosixPath
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
+from mmengine.config import ConfigDict
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import get_file_backend
+from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.runner import CheckpointLoader, checkpoint
+
+from ..checkpoint_files import read_checkpoint_file
+from .pickled_numpy import STAND_INS
+
+
+class _OneCycle:
+    """MMEngine's ``OneCycleParamScheduler`` in a pickle: its two curves."""
+
+    _annealing_cos = staticmethod(OneCycleParamScheduler._annealing_cos)
+    _annealing_linear = staticmethod(OneCycleParamScheduler._annealing_linear)
+
+
+#: class -> the functions of it that a pickle may name
+_FUNCTIONS = {
+    HistoryBuffer: ('mean', 'min', 'max', 'current'),
+    _OneCycle: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _restricted_getattr(owner: Any, name: str) -> Callable:
+    if isinstance(owner, type) and name in _FUNCTIONS.get(owner, ()):
+        return getattr(owner, name)
+    raise UnpicklingError(
+        f'it asks for the attribute {name!r} of a {type(owner).__name__}; '
+        'only the statistics of HistoryBuffer are given out')
+
+
+#: full name in a pickle -> what it stands for
+_ALLOWED = {
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler':
+        _OneCycle,
+    'builtins.getattr': _restricted_getattr,
+    'mmengine.config.config.ConfigDict': ConfigDict,  # in a metainfo
+    'builtins.slice': slice,
+    **STAND_INS
+}
 
 
 def allow_host_checkpoints() -> None:
@@ -16,46 +62,18 @@ def allow_host_checkpoints() -> None:
 
     A checkpoint of MMEngine holds a ``HistoryBuffer`` and numpy values, which
     ``torch.load(weights_only=True)``, the default since torch 2.6, refuses.
-    These classes are put on torch's allow-list by name; entries that are
-    pairs outlive MMEngine's own temporary ones. All loaders of MMEngine are
-    then held to ``weights_only=True``, for those of the fork fall back to
-    full unpickling. Where MMEngine lists its loaders, under
-    ``CheckpointLoader``, is its public place to register others.
+    They are put on torch's allow-list by name, those of numpy as stand-ins;
+    entries that are pairs outlive MMEngine's own temporary ones. MMEngine's
+    loaders are replaced where it lists them, under ``CheckpointLoader``,
+    which is its public place to register others: those of the fork fall back
+    to full unpickling.
     """
-    import numpy as np
-    from mmengine.logging.history_buffer import HistoryBuffer
-    from mmengine.runner import CheckpointLoader
-
-    statistics = {
-        name: getattr(HistoryBuffer, name)
-        for name in ('mean', 'min', 'max', 'current')
-    }
-
-    def restricted_getattr(owner: Any, name: str) -> Callable:
-        if owner is HistoryBuffer and name in statistics:
-            return statistics[name]
-        raise ValueError(
-            f'a checkpoint asks for the attribute {name!r} of {owner!r}; '
-            'only the statistics of HistoryBuffer are given out.')
-
-    core = import_module('numpy._core.multiarray' if hasattr(np, '_core') else
-                         'numpy.core.multiarray')
-    history = 'mmengine.logging.history_buffer.HistoryBuffer'
-    allowed = [(HistoryBuffer, history),
-               (restricted_getattr, 'builtins.getattr'),
-               (np.ndarray, 'numpy.ndarray'), (np.dtype, 'numpy.dtype')]
-    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
-        allowed += [(core._reconstruct, f'{module}._reconstruct'),
-                    (core.scalar, f'{module}.scalar')]
-    for code in '?bBhHiIlLqQefdg':
-        kind = type(np.dtype(code))
-        allowed.append((kind, f'numpy.dtypes.{kind.__name__}'))
-    torch.serialization.add_safe_globals(allowed)
-
+    torch.serialization.add_safe_globals(
+        [(part, name) for name, part in _ALLOWED.items()])
     for prefix, loader in list(CheckpointLoader._schemes.items()):
-        if not hasattr(loader, '_weights_only'):
-            CheckpointLoader.register_scheme(
-                prefix, loader=_weights_only(loader), force=True)
+        if loader.__module__ == checkpoint.__name__:  # none of a user's own
+            scheme = prefix.rpartition(')?')[2].removesuffix('://')
+            CheckpointLoader.register_scheme(prefix, _LOADERS[scheme], True)
 
 
 def allow_classes(*names: str) -> None:
@@ -75,6 +93,9 @@ def allow_classes(*names: str) -> None:
     """
     allowed = []
     for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f'allow_classes takes full names, such as '
+                            f"'argparse.Namespace', got {name!r}.")
         module, _, attribute = name.rpartition('.')
         try:
             found = getattr(import_module(module), attribute)
@@ -89,39 +110,90 @@ def allow_classes(*names: str) -> None:
         # as pairs: MMEngine's own context takes bare classes away again; a
         # file has the name of the module that a class was made in
         made_in = f'{found.__module__}.{found.__qualname__}'
-        allowed += [(found, name), (found, made_in)]
+        allowed += [(found, key) for key in (name, made_in)
+                    if key not in _ALLOWED]
     torch.serialization.add_safe_globals(allowed)
 
 
-_FORCE, _FORBID = (f'TORCH_FORCE_{no}WEIGHTS_ONLY_LOAD' for no in ('', 'NO_'))
-_lock = threading.RLock()
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Read a file."""
+    filename = osp.expanduser(filename)
+    if not osp.isfile(filename):
+        raise FileNotFoundError(f'{filename} can not be found.')
+    return read_checkpoint_file(filename, map_location)
 
 
-def _weights_only(loader: Callable) -> Callable:
-    """A loader of MMEngine that unpickles nothing off the allow-list."""
+def load_from_http(filename: str, map_location: Any = None,
+                   model_dir: str | None = None,
+                   progress: bool = True) -> Any:
+    """Read a file of the web, downloaded once, where torch keeps such."""
+    folder = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
+    path = osp.join(folder, PurePosixPath(urlparse(filename).path).name)
+    if not is_main_process():
+        barrier()  # it is there by then, on a disk that all share
+    if not osp.exists(path):
+        os.makedirs(folder, exist_ok=True)
+        torch.hub.download_url_to_file(filename, path, progress=progress)
+    if is_main_process():
+        barrier()
+    return read_checkpoint_file(path, map_location, _told(filename))
 
-    @wraps(loader)
-    def load(filename: str, *args: Any, **kwargs: Any) -> Any:
-        # torch's own switch: it wins over what a caller passes
-        with _lock:
-            before = {key: os.environ.pop(key, None)
-                      for key in (_FORCE, _FORBID)}
-            os.environ[_FORCE] = '1'
-            try:
-                return loader(filename, *args, **kwargs)
-            except pickle.UnpicklingError as error:
-                reason = str(error).partition('WeightsUnpickler error: ')[2]
-                reason = (reason or str(error)).strip().splitlines()[0]
-                raise ValueError(
-                    f'checkpoint {filename!r} carries pickled code, which is '
-                    f'not run, or is damaged ({reason[:160]}): save its '
-                    'weights alone, or allow classes that you trust with '
-                    'gap_plugin.allow_classes(NAME).') from None
-            finally:
-                for key, value in before.items():
-                    os.environ.pop(key, None)
-                    if value is not None:
-                        os.environ[key] = value
 
-    load._weights_only = True
-    return load
+def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
+    """Read weights of torchvision."""
+    url = checkpoint.get_torchvision_models()[_name(filename)]
+    return load_from_http(url, map_location)
+
+
+def load_from_openmmlab(filename: str, map_location: Any = None) -> Any:
+    """Read weights of OpenMMLab's other packages."""
+    name = _name(filename)
+    name = checkpoint.get_deprecated_model_names().get(name, name)
+    url = checkpoint.get_external_models()[name]
+    if url.startswith(('http://', 'https://')):
+        return load_from_http(url, map_location)
+    return load_from_local(osp.join(checkpoint._get_mmengine_home(), url),
+                           map_location)
+
+
+def load_from_mmcls(filename: str, map_location: Any = None) -> Any:
+    """Read weights of MMClassification."""
+    url = checkpoint.get_mmcls_models()[_name(filename)]
+    return checkpoint._process_mmcls_checkpoint(
+        load_from_http(url, map_location))
+
+
+def load_from_pavi(filename: str, map_location: Any = None) -> Any:
+    """Read a file of Pavi."""
+    from pavi import modelcloud
+    model = modelcloud.get(_name(filename))
+    with TemporaryDirectory() as folder:
+        path = osp.join(folder, model.name)
+        model.download(path)
+        return read_checkpoint_file(path, map_location, _told(filename))
+
+
+def load_from_ceph(filename: str, map_location: Any = None,
+                   backend: str = 'petrel') -> Any:
+    """Read a file of an object storage."""
+    found = get_file_backend(filename, backend_args=dict(backend=backend))
+    return read_checkpoint_file(io.BytesIO(found.get(filename)),
+                                map_location, _told(filename))
+
+
+def _name(filename: str) -> str:
+    return filename.partition('://')[2]
+
+
+def _told(filename: str) -> str:
+    return f'checkpoint {filename!r}'
+
+
+#: scheme -> loader, under the names that MMEngine has in its log
+_LOADERS = {
+    '': load_from_local, 'http': load_from_http, 'https': load_from_http,
+    'torchvision': load_from_torchvision, 'modelzoo': load_from_torchvision,
+    'open-mmlab': load_from_openmmlab, 'openmmlab': load_from_openmmlab,
+    'mmcls': load_from_mmcls, 'pavi': load_from_pavi, 's3': load_from_ceph,
+    'petrel': load_from_ceph
+}

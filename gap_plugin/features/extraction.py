@@ -2,29 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dist import barrier, get_dist_info
+from mmengine.dist import all_gather_object, barrier, get_dist_info
 from mmengine.registry import FUNCTIONS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..engine.building import model_config
 from ..engine.device import autocast
 from ..host import versions
 from ..progress import bar
 from ..version import __version__
 from .fixed_part import FixedPart, weights_of
 from .images import (
+    Bad,
+    BadImages,
     Rows,
     build_dataset,
     check_split,
     data_list,
     loader_config,
-    readable,
+    told,
 )
 from .store import FeatureStore, remove
 from .store_writer import StoreWriter
@@ -33,8 +38,7 @@ from .store_writer import StoreWriter
 def extract(model: nn.Module, cfg: Config, split: str,
             folder: str | Path, *, dtype: str = 'float32', amp: bool = False,
             skip_bad: bool = False, force: bool = False,
-            view: int | None = None,
-            bad: Collection[str] | None = None) -> FeatureStore:
+            view: int | None = None) -> FeatureStore:
     """Features of a split, from its store or by a pass over its images.
 
     Args:
@@ -49,13 +53,13 @@ def extract(model: nn.Module, cfg: Config, split: str,
         force: Whether a store that something else has made is replaced.
         view: Number of an augmented pass, 0 or more, by the split's own
             pipeline; None for the test pipeline.
-        bad: Images to leave out, where they are known; they are looked for
-            otherwise.
 
     Returns:
         The store, complete.
 
     Raises:
+        BadImages: If images cannot be read, and are not left out, or none
+            is left. What could be read is kept for the next run.
         ValueError: If the config, the data or the store does not fit.
         OSError: If the disk is full.
     """
@@ -64,15 +68,15 @@ def extract(model: nn.Module, cfg: Config, split: str,
                          f'{dtype!r}.')
     loader = loader_config(cfg, split, view is not None)
     part = FixedPart(model)
-    dataset = build_dataset(loader, split)
-    names, labels, files = data_list(dataset)
+    dataset = build_dataset(loader, split, model)
+    names, labels, _ = data_list(dataset)
     check_split(labels, model, split)
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     made_by = dict(
         weights=weights_of(part),
         backbone=_hash(cfg.model.get('backbone')),
         neck=part.necks,
-        preprocessor=_hash([cfg.model.get('data_preprocessor'), {
+        preprocessor=_hash([model_config(cfg).get('data_preprocessor'), {
             name: value.tolist()
             for name, value in part.data_preprocessor.named_buffers()}]),
         # the transforms of ours follow the network's description
@@ -94,20 +98,26 @@ def extract(model: nn.Module, cfg: Config, split: str,
             [i for i, name in enumerate(names) if name not in skipped]))
         store.check(fingerprint)
         return store
-    chosen = (readable(names, files, split, skip_bad) if bad is None else
-              np.array([i for i, name in enumerate(names)
-                        if name not in bad]))
-    fingerprint = fingerprint_of(chosen)
-    skipped = sorted(set(names) - {names[i] for i in chosen})
-    names, labels = [names[i] for i in chosen], labels[chosen]
+    plan = fingerprint_of(np.arange(len(names)))
     rank, world = get_dist_info()
     if force and rank == 0:
-        remove(folder, unless=fingerprint)
+        remove(folder, unless=plan)
     barrier()
     if folder.exists():
         return FeatureStore(folder)
 
-    rows = Rows(dataset, chosen, names, view, seed)
+    def refuse(bad: dict[int, str]) -> None:
+        raise BadImages(f'{told(bad, names, split)}; ' + (
+            'check data_root, and the loader of the config.'
+            if len(bad) == len(names) else
+            'remove or replace them and use force=True, or leave them out '
+            'with skip_bad=True.'))
+
+    rows = Rows(dataset, names, view, seed)
+    block = loader['batch_size']
+    first = rows.first(len(names) if skip_bad else block)
+    if first is None:
+        refuse(rows.bad())
     device = next(part.parameters()).device
     precision = autocast(device, amp)
 
@@ -115,36 +125,61 @@ def extract(model: nn.Module, cfg: Config, split: str,
         with precision:
             return part(batch).float().cpu().numpy()
 
-    width = features_of(_collate(loader)([rows[0]])).shape[1]
-    writer = StoreWriter(folder, len(names), width, dtype,
-                         loader['batch_size'])
+    width = features_of(_collate(loader)([first])).shape[1]
+    writer = StoreWriter(folder, len(names), width, dtype, block)
     if rank == 0:
-        writer.prepare(labels, names, fingerprint)
+        writer.prepare(labels, names, plan)
     barrier()
     blocks = [int(b) for b in writer.missing() if b % world == rank]
     barrier()  # the flags are read by all before one is set
-    told = split if view is None else f'{split}, view {view}'
-    with bar(sum(map(writer.rows_in, blocks)), told,
+    shown = split if view is None else f'{split}, view {view}'
+    bad: dict[int, str] = {}
+    with bar(sum(map(writer.rows_in, blocks)), shown,
              shown=rank == 0) as advance:
-        for index, batch in zip(blocks, _batches(
+        for index, (batch, reasons) in zip(blocks, _batches(
                 loader, rows, blocks, device.type == 'cuda'),
-                                strict=True):
-            features = features_of(batch)
-            writer.write(index, features)
-            advance(len(features))
-    barrier()
+                                           strict=True):
+            found = {index * block + i: reason
+                     for i, reason in enumerate(reasons) if reason}
+            bad |= found
+            if batch is not None:
+                features = np.zeros((len(reasons), width), np.float32)
+                features[[not reason for reason in reasons]] = features_of(
+                    batch)
+                writer.write(index, features, whole=not found)
+            elif not skip_bad:  # hardly any other batch will be better
+                refuse(bad)
+            advance(len(reasons))
+    for part_of in all_gather_object(bad):
+        bad |= part_of
+    if bad and not skip_bad:
+        refuse(bad)
     if rank == 0:
+        kept = np.array([row for row in range(len(names)) if row not in bad])
         writer.finish(
-            fingerprint, in_tuple=part.in_tuple, skipped=skipped, metainfo={
+            fingerprint_of(kept), sorted(bad), in_tuple=part.in_tuple,
+            skipped=sorted({names[row] for row in bad}), metainfo={
                 key: dataset.metainfo[key] for key in ('classes', )
                 if key in dataset.metainfo})
+        if bad:
+            warnings.warn(f'{told(bad, names, split)}; left out.',
+                          stacklevel=2)
     barrier()
     return FeatureStore(folder)
 
 
 def _collate(loader: dict) -> Any:
-    kind = (loader.get('collate_fn') or dict(type='default_collate'))['type']
-    return FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+    given = dict(loader.get('collate_fn') or dict(type='default_collate'))
+    kind = given.pop('type')
+    return partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind,
+                   **given)
+
+
+def _good(samples: list, collate: Callable) -> tuple[Any, list[str | None]]:
+    """The batch of what could be read, and why not the others."""
+    reasons = [s.reason if isinstance(s, Bad) else None for s in samples]
+    good = [s for s in samples if not isinstance(s, Bad)]
+    return collate(good) if good else None, reasons
 
 
 def _batches(loader: dict, rows: Rows, blocks: list[int],
@@ -154,7 +189,7 @@ def _batches(loader: dict, rows: Rows, blocks: list[int],
     """
     size, count = loader['batch_size'], len(rows.names)
     return DataLoader(
-        rows, collate_fn=_collate(loader),
+        rows, collate_fn=partial(_good, collate=_collate(loader)),
         num_workers=loader.get('num_workers', 0),
         # of no use elsewhere, and MPS warns of it
         pin_memory=cuda and loader.get('pin_memory', False),

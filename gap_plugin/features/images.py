@@ -1,22 +1,21 @@
 """The images of a split, and what a config says of them."""
 
-import itertools
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.dist import all_gather_object, get_dist_info
 from mmengine.registry import DATASETS
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..datasets.loading import unreadable
-from ..messages import shorten
+from ..datasets import bind_pipeline, source_of
+from ..datasets.loading import REPLACE_IT, cannot_read
+from ..messages import SHOWN, first_line
 from ..models.checks import check_labels
 
 SPLITS = ('train', 'val', 'test')
@@ -55,8 +54,14 @@ def loader_config(cfg: Config, split: str, augmented: bool = False) -> dict:
     return loader
 
 
-def build_dataset(loader: dict, split: str) -> BaseDataset:
+def build_dataset(loader: dict, split: str,
+                  model: nn.Module | None = None) -> BaseDataset:
     """The dataset of a dataloader's config.
+
+    Args:
+        loader: That config.
+        split: Of which split.
+        model: Whose images it gives; None if none are loaded.
 
     Raises:
         ValueError: If it is empty.
@@ -71,6 +76,9 @@ def build_dataset(loader: dict, split: str) -> BaseDataset:
         raise
     if not len(dataset):
         raise ValueError(empty)
+    source = source_of(model)
+    if source is not None:
+        bind_pipeline(dataset, source)
     return dataset
 
 
@@ -121,56 +129,73 @@ def data_list(
     return names, scores, files
 
 
-def readable(names: list[str], files: list[int], split: str,
-             skip_bad: bool) -> np.ndarray:
-    """Indices of the samples whose images can be read.
+class BadImages(ValueError):
+    """Images that the loader of the config cannot read."""
 
-    Several processes share the work.
 
-    Raises:
-        ValueError: If some cannot, and are not to be left out.
-    """
-    rank, world = get_dist_info()
-    bad = set(itertools.chain(*all_gather_object(
-        unreadable(names[i] for i in files[rank::world]))))
-    left = [i for i, name in enumerate(names) if name not in bad]
-    if bad:
-        told = (f'{len(names) - len(left)} of {len(names)} images of '
-                f'{split!r} cannot be read: {shorten(sorted(bad))}')
-        if not skip_bad or not left:
-            raise ValueError(f'{told}; remove them, or leave them out '
-                             'with skip_bad=True.')
-        if rank == 0:
-            warnings.warn(f'{told}; left out.', stacklevel=3)
-    return np.asarray(left)
+@dataclass(frozen=True)
+class Bad:
+    """What stands for a sample that cannot be read: why."""
+
+    reason: str
+
+
+def told(bad: dict[int, str], names: list[str], split: str) -> str:
+    """Which images cannot be read, and why, in one line."""
+    few = ', '.join(f'{names[row]!r} ({bad[row]})'
+                    for row in sorted(bad)[:SHOWN])
+    return (f'{len(bad)} of {len(names)} images of {split!r} cannot be read: '
+            f'{few}{", ..." if len(bad) > SHOWN else ""}')
 
 
 class Rows(Dataset):
-    """Chosen samples of a dataset, errors with the name of the image.
+    """Samples of a dataset, :class:`Bad` for those that cannot be read.
 
     Of an augmented view, what is random depends on its number and the row
     alone, so that every order and share of the work gives the same.
     """
 
-    def __init__(self, dataset: BaseDataset, chosen: np.ndarray,
-                 names: list[str], view: int | None, seed: int) -> None:
-        self.dataset, self.chosen, self.names = dataset, chosen, names
+    def __init__(self, dataset: BaseDataset, names: list[str],
+                 view: int | None = None, seed: int = 0) -> None:
+        self.dataset, self.names = dataset, names
         self.view, self.seed = view, seed
+        self._known: dict[int, dict | Bad] = {}
 
-    def __getitem__(self, row: int) -> dict:
-        index = int(self.chosen[row])
+    def first(self, among: int) -> dict | None:
+        """The first sample that can be read, None if there is none.
+
+        It is not read again.
+
+        Args:
+            among: Of how many rows.
+        """
+        for row in range(min(among, len(self.names))):
+            sample = self._known[row] = self[row]
+            if not isinstance(sample, Bad):
+                return sample
+        return None
+
+    def bad(self) -> dict[int, str]:
+        """Rows that :meth:`first` could not read, and why."""
+        return {row: sample.reason for row, sample in self._known.items()
+                if isinstance(sample, Bad)}
+
+    def __getitem__(self, row: int) -> dict | Bad:
+        if row in self._known:
+            return self._known[row]
         chance = (nullcontext() if self.view is None else
                   _seeded(self.seed, self.view, row))
         try:
             with chance:
-                sample = self.dataset[index]
-        except (OSError, ValueError, SyntaxError, AttributeError) as error:
-            # cv2 gives None for what it cannot read: an AttributeError later
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise ValueError(
-                f'{self.names[row]!r} cannot be read ({lines[0][:160]}): '
-                'remove or replace it.') from None
-        return sample
+                return self.dataset[row]
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 loaders raise all kinds
+            reason = first_line(error).removeprefix(
+                cannot_read(self.names[row])).removesuffix(REPLACE_IT)
+            if not isinstance(error, (OSError, ValueError)):
+                reason = f'{type(error).__name__}: {reason}'
+            return Bad(reason[:300])
 
 
 @contextmanager

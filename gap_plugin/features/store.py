@@ -7,15 +7,19 @@ from which a killed run goes on.
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..files import TEMPORARY, remove_whole, written_whole
+from ..locks import alone
+from ..messages import first_line
 
 ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
 DESCRIPTION = 'store.json'
+KEPT = 'kept.{}'  # an array without rows that are dropped
 _CHUNK = 1 << 24  # bytes read at a time
 
 
@@ -35,8 +39,8 @@ class FeatureStore:
             the files.
 
     Raises:
-        ValueError: If there is no store, or a file of it is truncated or
-            has been edited.
+        ValueError: If there is no store, or a file of it is truncated, has
+            been edited, or holds what no store does.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -51,10 +55,16 @@ class FeatureStore:
             self.fingerprint = self.description['fingerprint']
             for name in ARRAYS:
                 self._check(name, files[name])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            self.fingerprint.items()  # a dict
+        except KeyError as error:
+            raise ValueError(self._damaged(
+                DESCRIPTION, f'it lacks {error}')) from None
+        except (AttributeError, json.JSONDecodeError, TypeError,
+                UnicodeDecodeError) as error:
             raise ValueError(self._damaged(DESCRIPTION, error)) from None
         self.features, self.labels, self.sample_ids = (
-            np.load(self.folder / name, mmap_mode='r') for name in ARRAYS)
+            self._open(name) for name in ARRAYS)
+        self._check_rows()
 
     def _check(self, name: str, known: dict[str, Any]) -> None:
         """Refuse a file that is not as it was written.
@@ -71,6 +81,35 @@ class FeatureStore:
         if (found.st_mtime_ns != known['mtime_ns']
                 and digest(path) != known['blake2b']):
             raise ValueError(self._damaged(name, 'its content has changed'))
+
+    def _open(self, name: str) -> np.ndarray:
+        try:
+            return np.load(self.folder / name, mmap_mode='r')
+        except (EOFError, ValueError) as error:
+            raise ValueError(self._damaged(name, first_line(error))) from None
+
+    def _check_rows(self) -> None:
+        """Refuse arrays that do not belong together, and no numbers."""
+        features = self.features
+        if features.ndim != 2 or features.dtype.kind != 'f':
+            raise ValueError(self._damaged(
+                'features.npy', f'{features.dtype} of shape {features.shape} '
+                'in place of rows of numbers'))
+        for name, values in zip(ARRAYS[1:], (self.labels, self.sample_ids),
+                                strict=True):
+            if values is not None and len(values) != len(features):
+                raise ValueError(self._damaged(
+                    name, f'{len(values)} in place of {len(features)}'))
+        step = max(_CHUNK // max(features[:1].nbytes, 1), 1)
+        for start in range(0, len(features), step):
+            rows = features[start:start + step]
+            with np.errstate(invalid='ignore'):  # of infinite ones
+                finite = np.isfinite(rows.sum(dtype=np.float64))
+            if not finite:
+                row = start + int(np.isfinite(rows).all(1).argmin())
+                raise ValueError(self._damaged(
+                    'features.npy', 'NaN or infinite features of '
+                    f'{str(self.sample_ids[row])!r}'))
 
     def _damaged(self, name: str, why: Any) -> str:
         return (f'{str(self.folder / name)!r} is damaged ({why}): extract '
@@ -104,7 +143,8 @@ def remove(folder: str | Path,
         unless: Fingerprint of what is left where it is.
 
     Raises:
-        ValueError: If the folder holds something else.
+        ValueError: If the folder holds something else, or another run
+            writes it.
     """
     folder = Path(folder)
     for path, made_by in ((folder, DESCRIPTION),
@@ -114,11 +154,18 @@ def remove(folder: str | Path,
                 path / made_by) == unless:
             continue
         other = sorted({TEMPORARY.sub('', p.name) for p in path.iterdir()} - {
-            *ARRAYS, DESCRIPTION, 'done', 'plan.json'})
+            *ARRAYS, *map(KEPT.format, ARRAYS), DESCRIPTION, 'done',
+            'plan.json'})
         if other:
             raise ValueError(f'{str(path)!r} holds {other[0]!r}, which is of '
                              'no feature store: choose another folder.')
-        remove_whole(path)
+        with written_alone(folder):
+            remove_whole(path)
+
+
+def written_alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other runs off a store while it is written."""
+    return alone(folder.with_name(f'.{folder.name}.lock'), folder)
 
 
 def _made_by(path: Path) -> dict | None:

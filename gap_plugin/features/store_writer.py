@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,11 +13,13 @@ from ..files import put_in_place, remove_whole
 from .store import (
     ARRAYS,
     DESCRIPTION,
+    KEPT,
     FeatureStore,
     differing,
     digest,
     read_json,
     write_json,
+    written_alone,
 )
 
 
@@ -44,6 +47,7 @@ class StoreWriter:
         self.dtype = np.dtype(dtype)
         self.blocks = -(-rows // block)
         self._offset = 0
+        self._alone = ExitStack()
 
     def prepare(self, labels: np.ndarray, sample_ids: Sequence[str],
                 fingerprint: dict[str, Any]) -> None:
@@ -55,9 +59,11 @@ class StoreWriter:
             fingerprint: What makes the features; values that JSON has.
 
         Raises:
-            ValueError: If something else was being written there.
+            ValueError: If something else was being written there, or
+                another run is at it.
             OSError: If there is no room on the disk.
         """
+        self._alone.enter_context(written_alone(self.folder))
         plan = self.partial / 'plan.json'
         if plan.is_file():
             others = differing(read_json(plan), fingerprint)
@@ -85,6 +91,7 @@ class StoreWriter:
             write_json(plan, fingerprint)
         except OSError as error:
             shutil.rmtree(self.partial, ignore_errors=True)
+            self._alone.close()
             raise OSError(
                 error.errno, f'cannot lay out {self.rows} x {self.width} '
                 f'features under {str(self.folder.parent)!r}: '
@@ -100,12 +107,16 @@ class StoreWriter:
         done = np.fromfile(self.partial / 'done', np.uint8)
         return np.flatnonzero(done == 0)
 
-    def write(self, index: int, features: np.ndarray) -> None:
+    def write(self, index: int, features: np.ndarray,
+              whole: bool = True) -> None:
         """Write one block.
 
         Args:
             index: Which one.
             features: Its rows, ``(block, C)``.
+            whole: Whether no row of it is to be dropped. One that is not
+                stays among the missing ones, so that a run that goes on
+                finds out again which rows these are.
 
         Raises:
             ValueError: If they are not that many, or not finite.
@@ -133,9 +144,10 @@ class StoreWriter:
                 file.write(features)
                 file.flush()
                 os.fsync(file.fileno())  # ahead of the flag
-            with open(self.partial / 'done', 'r+b') as file:
-                file.seek(index)
-                file.write(b'\1')
+            if whole:
+                with open(self.partial / 'done', 'r+b') as file:
+                    file.seek(index)
+                    file.write(b'\1')
         except OSError as error:
             raise OSError(
                 error.errno, f'cannot write to {str(self.partial)!r}: '
@@ -143,34 +155,55 @@ class StoreWriter:
                 'is written is kept') from None
 
     def finish(self, fingerprint: dict[str, Any],
-               **facts: Any) -> FeatureStore:
+               dropped: Collection[int] = (), **facts: Any) -> FeatureStore:
         """Describe the files and put the store in its place.
 
         Args:
-            fingerprint: As given to :meth:`prepare`.
+            fingerprint: Of the rows that stay.
+            dropped: Rows to leave out, in order.
             **facts: What else is to stand in the description.
 
         Raises:
             ValueError: If blocks are missing.
         """
-        missing = self.missing()
+        missing = np.setdiff1d(self.missing(),
+                               [row // self.block for row in dropped])
         if len(missing):
             raise ValueError(f'{len(missing)} of {self.blocks} blocks of '
                              f'{str(self.partial)!r} are missing, block '
                              f'{missing[0]} first; run the extraction again.')
-        files = {}
+        paths, files = {}, {}
         for name in ARRAYS:
-            path = self.partial / name
+            paths[name] = path = (
+                self._without(name, dropped) if dropped else
+                self.partial / name)
             found = path.stat()
             files[name] = dict(bytes=found.st_size, blake2b=digest(path),
                                mtime_ns=found.st_mtime_ns)
         write_json(self.partial / DESCRIPTION, dict(
-            fingerprint=fingerprint, rows=self.rows, width=self.width,
-            files=files, **facts))
-        for name in ('done', 'plan.json'):
+            fingerprint=fingerprint, rows=self.rows - len(dropped),
+            width=self.width, files=files, **facts))
+        # without its plan, nothing is gone on with: first of all
+        for name in ('plan.json', 'done'):
             (self.partial / name).unlink()
+        for name, path in paths.items():
+            os.replace(path, self.partial / name)
         put_in_place(self.partial, self.folder)
+        self._alone.close()
         return FeatureStore(self.folder)
+
+    def _without(self, name: str, dropped: Collection[int]) -> Path:
+        """A copy of an array that lacks some rows."""
+        path = self.partial / KEPT.format(name)
+        source = np.load(self.partial / name, mmap_mode='r')
+        kept = np.delete(np.arange(self.rows), list(dropped))
+        with open(path, 'wb') as file:
+            np.lib.format.write_array_header_1_0(file, dict(
+                descr=np.lib.format.dtype_to_descr(source.dtype),
+                fortran_order=False, shape=(len(kept), *source.shape[1:])))
+            for part in np.array_split(kept, -(-len(kept) // 4096)):
+                file.write(np.ascontiguousarray(source[part]))
+        return path
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

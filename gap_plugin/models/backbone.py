@@ -1,13 +1,15 @@
 """Any timm network as an MMPretrain backbone."""
 
-from functools import partial
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from timm.utils.model import reparameterize_model
 
+from ..arguments import check_arguments
 from ..timm_network import (
     INPUT_ERRORS,
     DataSource,
@@ -15,16 +17,16 @@ from ..timm_network import (
     check_size,
     freeze,
     image_size,
-    last_built,
     layer_depths,
     pair,
     prepared,
     read_features,
-    refuses,
     remember,
+    size_refused,
     tune_part,
 )
-from .norm_repair import NormConversions, fuses_rightly
+from .norm_repair import NormConversions
+from .stored_weights import StoredWeights
 
 
 @MODELS.register_module()
@@ -42,8 +44,11 @@ class TimmFeatureBackbone(BaseModule):
         pretrained: Whether to load timm's own weights, from the hub or its
             cache.
         checkpoint_path: A local file of weights under timm's names
-            (``.safetensors``, ``.pth``, ``.bin``, ``.npz``) or a checkpoint
-            of MMPretrain; a classifier in it is left out.
+            (``.safetensors``, ``.pth``, ``.bin``, ``.npz``, ``.ckpt``),
+            whatever stands ahead of them, or a checkpoint of MMPretrain; a
+            classifier in it is left out.
+        checkpoint_key: With which names those weights begin, where a file has
+            several, such as ``'student'``; None for those that fit best.
         in_channels: Channels of the image; timm adapts the weights of the
             stem.
         out_feature: ``'final_conv'``: the output of the network's
@@ -63,15 +68,12 @@ class TimmFeatureBackbone(BaseModule):
         norm_eval: Whether norm layers keep their running statistics.
         with_cp: Whether to use timm's gradient checkpointing.
         channels_last: Whether weights and images lie in memory as NHWC, which
-            convolutions on recent GPUs and CPUs are faster with. Shapes stay
-            the same.
-        deploy: Whether to build the network with its training branches
-            merged, for inference with weights that ``switch_to_deploy`` or
-            MMPretrain's ``reparameterize_model.py`` has merged, or with
-            those that ``pretrained`` or ``checkpoint_path`` give.
+            convolutions on recent machines are faster with.
+        deploy: Whether the training branches are merged, for weights that
+            ``switch_to_deploy`` or MMPretrain's ``reparameterize_model.py``
+            has merged, or that the arguments above give.
         img_size: Side, or height and width, of the image that the network
-            is built for, and to which the preprocessing goes; None for its
-            own. Position embeddings are resampled by timm's own filter.
+            is built for; None for its own. timm resamples what depends on it.
         timm_kwargs: Further arguments of ``timm.create_model``.
         init_cfg: Config of MMEngine's weight initialisation. Never overwrites
             weights that the arguments above have loaded.
@@ -80,8 +82,9 @@ class TimmFeatureBackbone(BaseModule):
         timm_model (nn.Module): The network.
         out_indices (tuple[int]): Levels of the outputs, -1 for the last map.
         out_channels (tuple[int]): Width of each output.
-        out_strides (tuple[int]): Input pixels per position of each output;
-            empty for ``'pre_logits'``.
+        out_strides (tuple[int]): Input pixels per position of each output, on
+            an image of ``image_size``: a few networks (mobilenetv5) have as
+            many positions at every size. Empty for ``'pre_logits'``.
         image_size (tuple[int]): Height and width that it is built for.
         pretrained_cfg (dict): timm's description of the weights.
         data_source (DataSource): What its preprocessing follows from.
@@ -99,9 +102,10 @@ class TimmFeatureBackbone(BaseModule):
                  *,
                  pretrained: bool = False,
                  checkpoint_path: str | None = None,
+                 checkpoint_key: str | None = None,
                  in_channels: int = 3,
                  out_feature: str = 'final_conv',
-                 out_indices: tuple[int, ...] | None = None,
+                 out_indices: int | tuple[int, ...] | None = None,
                  frozen_stages: int | str = -1,
                  tune: str = 'all',
                  norm_eval: bool = False,
@@ -112,12 +116,25 @@ class TimmFeatureBackbone(BaseModule):
                  timm_kwargs: dict[str, Any] | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
+        check_arguments(
+            'TimmFeatureBackbone',
+            path_or_none=dict(checkpoint_path=checkpoint_path),
+            text_or_none=dict(checkpoint_key=checkpoint_key),
+            flag=dict(norm_eval=norm_eval, with_cp=with_cp, deploy=deploy,
+                      channels_last=channels_last),
+            settings_or_none=dict(timm_kwargs=timm_kwargs),
+            configs_or_none=dict(init_cfg=init_cfg))
+        if type(out_indices) is int:  # as MMPretrain's backbones take it
+            out_indices = (out_indices, )
         if img_size is not None:
             check_size(img_size)
             img_size = pair(img_size)
         spec = NetworkSpec(model_name, pretrained, checkpoint_path,
-                           in_channels, img_size, timm_kwargs or {})
-        model, report, self._path = prepared(spec, out_feature, out_indices)
+                           in_channels, img_size, timm_kwargs or {},
+                           checkpoint_key)
+        model, loading, self._path = prepared(spec, out_feature, out_indices)
+        for line in loading.lines() if loading is not None else ():
+            print_log(line, logger='current')
         self.model_name = model_name
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
@@ -127,11 +144,6 @@ class TimmFeatureBackbone(BaseModule):
         self.image_size = image_size(spec, model)
         self.data_source = DataSource(model_name, model.pretrained_cfg,
                                       img_size, in_channels)
-        remember(self.data_source)
-        unused = tuple(f'{m}.' for m in self._path.unused_modules)
-        if report is not None:
-            report.check(model, checkpoint_path, model_name,
-                         unused + self._path.unused_parameters)
         # of the last map: MMPretrain's tools ask for it
         self.out_indices = (-1, ) if out_indices is None else tuple(
             out_indices)
@@ -139,10 +151,10 @@ class TimmFeatureBackbone(BaseModule):
         self.num_extra_tokens = getattr(model, 'num_prefix_tokens', 0)
         self.out_channels = self._path.channels
         self.out_strides = self._path.strides
+        if deploy:
+            reparameterize_model(model.eval(), inplace=True)
         for module in model.modules():  # ClassNumCheckHook would see them
             module.__dict__.pop('num_classes', None)
-        if deploy:
-            reparameterize_model(model, inplace=True)
         self.channels_last = channels_last
         if channels_last:
             for value in (*model.parameters(), *model.buffers()):
@@ -152,12 +164,8 @@ class TimmFeatureBackbone(BaseModule):
         model.is_init = True  # timm has: MMEngine is not to do it again
         self.timm_model = model
 
-        self._converted = NormConversions(model)
-        self._build_another = partial(
-            TimmFeatureBackbone, model_name, in_channels=in_channels,
-            out_feature=out_feature, out_indices=out_indices, deploy=deploy,
-            img_size=img_size, timm_kwargs=timm_kwargs)
-        self._fuses: bool | None = None
+        self._converted = NormConversions(
+            model, model_name, self._path.pairs)
         self._depths: dict[str, int] | None = None
         self._frozen_modules = freeze(model, frozen_stages)
         tune_part(model, tune)
@@ -170,17 +178,25 @@ class TimmFeatureBackbone(BaseModule):
                     'checkpointing in timm; use with_cp=False.') from None
         self.train(self.training)
 
-        self._has_weights = pretrained or checkpoint_path is not None
-        # checkpoints of TIMMBackbone hold what is taken out here
-        self._unused_keys = tuple(f'timm_model.{m}' for m in unused)
-        self._register_load_state_dict_pre_hook(self._before_load)
+        self.has_weights = pretrained or checkpoint_path is not None
+        self.stored = StoredWeights(self, spec, self._path)
+        remember(self)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        remember(self)  # a copy may outlive what it was made from
+
+    def __call__(self, x: torch.Tensor, *args: Any,
+                 **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """Run the network; what it cannot take is said in one line.
+
+        Around :meth:`forward`, for that is traced, and has no branches then.
 
         Args:
             x: Images ``(N, in_channels, H, W)``, normalised as
                 ``pretrained_cfg`` says.
+            *args: For a subclass whose ``forward`` takes more.
+            **kwargs: As ``args``.
 
         Returns:
             Maps ``(N, C_i, h_i, w_i)``, contiguous; ``((N, C), )`` for
@@ -190,31 +206,29 @@ class TimmFeatureBackbone(BaseModule):
             ValueError: If the input has another rank or channel count, or a
                 size that the network cannot take.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
+        if isinstance(x, torch.Tensor) and (
+                x.ndim != 4 or x.shape[1] != self.in_channels):
             raise ValueError(
                 f'{self.model_name!r} takes images (N, {self.in_channels}, '
                 f'H, W), got a tensor of shape {tuple(x.shape)}; in_channels '
                 'of the backbone sets the channel count.')
+        try:
+            return super().__call__(x, *args, **kwargs)
+        except INPUT_ERRORS as error:
+            refused = isinstance(x, torch.Tensor) and size_refused(
+                error, self.model_name, x.shape[2:], self.image_size)
+            if not refused:
+                raise
+            raise refused from error
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network, without a look at the images."""
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        if self._converted.mend():
-            self._check_fused()
-        try:
-            if self.frozen_stages == 'all':
-                with torch.no_grad():
-                    return read_features(self.timm_model, x, self._path)
+        self._converted.mend()
+        with torch.no_grad() if self.frozen_stages == 'all' else (
+                nullcontext()):
             return read_features(self.timm_model, x, self._path)
-        except INPUT_ERRORS as error:
-            height, width = size = tuple(x.shape[2:])
-            if size == self.image_size or not refuses(
-                    self.timm_model, self._path, tuple(x.shape[1:])):
-                raise
-            own = ' x '.join(map(str, self.image_size))
-            raise ValueError(
-                f'{self.model_name!r} cannot take an image of {height} x '
-                f'{width}: {str(error).strip()[:160]!r}; its own size is '
-                f'{own}, another may need img_size of the backbone.'
-            ) from None
 
     def train(self, mode: bool = True) -> 'TimmFeatureBackbone':
         """Switch to training, except for what is frozen."""
@@ -231,7 +245,7 @@ class TimmFeatureBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, unless weights have been loaded."""
-        if not self._has_weights:
+        if not self.has_weights:
             super().init_weights()
 
     def get_layer_depth(self,
@@ -263,9 +277,9 @@ class TimmFeatureBackbone(BaseModule):
         are left as they are. Source: ``reparameterize_model`` of timm.
         """
         reparameterize_model(self.timm_model, inplace=True)
-        self._converted = NormConversions(self.timm_model)
-        self._build_another.keywords['deploy'] = True
-        self._fuses = self._depths = None
+        self._converted = NormConversions(
+            self.timm_model, self.model_name, self._path.pairs)
+        self._depths = None
         # what has been merged is new
         self._frozen_modules = freeze(self.timm_model, self.frozen_stages)
         tune_part(self.timm_model, self.tune)
@@ -278,31 +292,6 @@ class TimmFeatureBackbone(BaseModule):
         """
         host_init = getattr(fn, '__module__', '') == (
             'mmengine.model.weight_init')
-        if host_init and self._has_weights:
+        if host_init and self.has_weights:
             return self
         return super().apply(fn)
-
-    def _check_fused(self) -> None:
-        """Refuse norms that were fused into other layers than their own.
-
-        ``fuse_conv_bn`` goes by the order in which layers were registered,
-        which not every network runs them in.
-        """
-        if self._fuses is None:
-            last, _ = last_built()
-            with torch.random.fork_rng(devices=[]):
-                self._fuses = fuses_rightly(self._build_another())
-            if last is not None:
-                remember(last)
-        if not self._fuses:
-            raise ValueError(
-                f"{self.model_name!r} does not survive MMCV's fuse_conv_bn, "
-                'which fuses norms with the wrong layers there: leave '
-                'fuse_conv_bn out.')
-
-    def _before_load(self, state_dict: dict, prefix: str, *_: Any) -> None:
-        if any(k.startswith(f'{prefix}timm_model.') for k in state_dict):
-            self._has_weights = True
-        keys = tuple(f'{prefix}{k}' for k in self._unused_keys)
-        for key in [k for k in state_dict if keys and k.startswith(keys)]:
-            del state_dict[key]

@@ -1,7 +1,5 @@
 """Errors that more than one part gives."""
 
-import inspect
-
 import torch
 from torch import nn
 
@@ -15,14 +13,14 @@ def check_width(part: nn.Module, feats: torch.Tensor, width: int) -> None:
         width: The C that it takes.
 
     Raises:
-        ValueError: With both widths and the backbone's name.
+        ValueError: With both widths.
     """
     if feats.ndim < 2 or feats.shape[1] != width:
         name = type(part).__name__
         given = feats.shape[1] if feats.ndim > 1 else tuple(feats.shape)
         raise ValueError(
-            f'{name} has in_channels={width}, but {_backbone_name()} gives '
-            f'{given} channels: set in_channels={given} in the {name}.')
+            f'{name} has in_channels={width}, but is given {given} channels: '
+            f'set in_channels={given} in the {name}.')
 
 
 def check_labels(lowest: int, highest: int, num_classes: int, head: str,
@@ -48,19 +46,3 @@ def check_labels(lowest: int, highest: int, num_classes: int, head: str,
             f'of {head} is {num_classes}: labels count from 0, set '
             'num_classes to the number of classes.')
 
-
-def _backbone_name() -> str:
-    """The backbone of the model whose forward is running.
-
-    A neck knows nothing of its neighbours; the classifier above it on the
-    stack does. Only looked up for a message.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        backbone = getattr(frame.f_locals.get('self'), 'backbone', None)
-        if isinstance(backbone, nn.Module):
-            return repr(
-                getattr(backbone, 'model_name',
-                        type(backbone).__name__))
-        frame = frame.f_back
-    return 'the part ahead of it'

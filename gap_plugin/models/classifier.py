@@ -1,17 +1,21 @@
 """The classifier whose parts find out what follows from the backbone."""
 
+import copy
 import inspect
 import logging
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
 from mmpretrain.models import ImageClassifier
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import MODELS, TRANSFORMS
 from torch import nn
 
+from ..arguments import check_arguments
 from ..timm_network import DataSource
+from .head import LinearHead
 from .wiring import Wiring
 
 _CLASSIFICATION = SimpleNamespace(
@@ -53,6 +57,13 @@ class TimmFeatureClassifier(ImageClassifier):
                  train_cfg: dict | None = None,
                  data_preprocessor: dict | nn.Module | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
+        check_arguments(
+            type(self).__name__, part=dict(backbone=backbone),
+            part_or_none=dict(head=head, data_preprocessor=data_preprocessor),
+            parts_or_none=dict(neck=neck),
+            path_or_none=dict(pretrained=pretrained),
+            settings_or_none=dict(train_cfg=train_cfg),
+            configs_or_none=dict(init_cfg=init_cfg))
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
         wiring = Wiring(backbone)
@@ -80,6 +91,30 @@ class TimmFeatureClassifier(ImageClassifier):
             train_cfg=train_cfg,
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg)
+        if isinstance(head, LinearHead):
+            self.data_preprocessor.register_forward_pre_hook(head.check_batch)
+
+    @property
+    def _config(self) -> Any:
+        """The config that ``mmpretrain.get_model`` has built this from.
+
+        Inferencers make their pipelines of it: its transforms are bound to
+        the network of this model.
+        """
+        try:
+            return self.__dict__['_bound_config']
+        except KeyError:
+            raise AttributeError('this model is not from get_model') from None
+
+    @_config.setter
+    def _config(self, config: Any) -> None:
+        config = copy.deepcopy(config)  # MMPretrain's zoo holds its own
+        source = getattr(self.backbone, 'data_source', None)
+        if isinstance(source, DataSource):
+            for split in ('train', 'val', 'test'):
+                _bind_config(config.get(f'{split}_dataloader'),
+                             asdict(source))
+        self.__dict__['_bound_config'] = config
 
     @property
     def _metainfo(self) -> Any:
@@ -92,6 +127,21 @@ class TimmFeatureClassifier(ImageClassifier):
     @_metainfo.setter
     def _metainfo(self, entry: Any) -> None:
         self.__dict__['_zoo_entry'] = entry
+
+
+def _bind_config(part: Any, network: dict[str, Any]) -> None:
+    """Tell all transforms of a config whose images they make."""
+    if isinstance(part, (list, tuple)):
+        for value in part:
+            _bind_config(value, network)
+    elif isinstance(part, dict):
+        for key, value in list(part.items()):
+            if key == 'type' and hasattr(
+                    TRANSFORMS.get(value) if isinstance(value, str) else
+                    value, 'bind_network'):
+                part['network'] = network
+            else:
+                _bind_config(value, network)
 
 
 def _fill_preprocessor(cfg: dict[str, Any], backbone: nn.Module,

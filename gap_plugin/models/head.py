@@ -3,8 +3,10 @@
 import torch
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 from torch import nn
 
+from ..arguments import check_arguments
 from .checks import check_labels, check_width
 
 
@@ -22,6 +24,7 @@ class LinearHead(ClsHead):
             ``ClsHead``.
 
     Raises:
+        TypeError: If an argument has the wrong type.
         ValueError: If ``num_classes`` or ``in_channels`` is not positive, or
             ``dropout`` no probability.
     """
@@ -34,15 +37,11 @@ class LinearHead(ClsHead):
                  init_cfg: dict | list[dict] | None = dict(
                      type='Normal', layer='Linear', std=0.01),
                  **kwargs) -> None:
+        check_arguments(
+            'LinearHead', flag=dict(bias=bias), share=dict(dropout=dropout),
+            count=dict(num_classes=num_classes, in_channels=in_channels),
+            configs_or_none=dict(init_cfg=init_cfg))
         super().__init__(init_cfg=init_cfg, **kwargs)
-        for name, value in dict(
-                num_classes=num_classes, in_channels=in_channels).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} of LinearHead must be a positive '
-                                 f'integer, got {value!r}.')
-        if not 0 <= dropout <= 1:
-            raise ValueError(f'dropout of LinearHead must be from 0 to 1, got '
-                             f'{dropout!r}.')
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.dropout = nn.Dropout(dropout)
@@ -77,17 +76,42 @@ class LinearHead(ClsHead):
 
     def _get_loss(self, cls_score: torch.Tensor, data_samples: list,
                   **kwargs) -> dict:
-        """As ``ClsHead``, with the labels checked.
-
-        Out of range they end in an index error of the loss on a CPU, and in
-        an assertion that takes the whole process down on a GPU.
-        """
-        scored = 'gt_score' in data_samples[0]  # by a batch augmentation
-        if scored:
-            lowest, highest = 0, len(data_samples[0].gt_score) - 1
-        else:
-            labels = torch.cat([sample.gt_label for sample in data_samples])
-            lowest, highest = map(int, labels.aminmax())
-        check_labels(lowest, highest, self.num_classes, 'LinearHead',
-                     'the data', scored)
+        """As ``ClsHead``, with labels checked that are on the CPU."""
+        self._check(data_samples)
         return super()._get_loss(cls_score, data_samples, **kwargs)
+
+    def _check(self, data_samples: list) -> None:
+        """Refuse labels that there is no class for.
+
+        They end in an index error of the loss on a CPU, and in an assertion
+        that takes the whole process down on a GPU. There, looking at them
+        would wait for all that the GPU has still to do.
+        """
+        if 'gt_score' in data_samples[0]:  # by a batch augmentation
+            scores = len(data_samples[0].gt_score)
+            check_labels(0, scores - 1, self.num_classes, 'LinearHead',
+                         'the data', all_scored=True)
+            return
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        if labels.device.type != 'cpu':
+            return
+        # as of torch's cross entropy, which MMPretrain's calls
+        ignored = getattr(self.loss_module, 'ignore_index', -100)
+        labels = labels[labels != ignored]
+        if len(labels):
+            check_labels(*map(int, labels.aminmax()), self.num_classes,
+                         'LinearHead', 'the data')
+
+    def check_batch(self, preprocessor: nn.Module, args: tuple) -> None:
+        """The same of a batch that is about to move to the GPU.
+
+        A forward pre-hook of the data preprocessor, which
+        :class:`TimmFeatureClassifier` registers.
+        """
+        data = args[0] if args else None
+        samples = data.get('data_samples') if isinstance(data, dict) else None
+        device = torch.device(getattr(preprocessor, 'device', 'cpu'))
+        if (self.training and device.type != 'cpu' and samples and all(
+                isinstance(sample, DataSample) and 'gt_label' in sample
+                for sample in samples)):
+            self._check(samples)

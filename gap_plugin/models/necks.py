@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from ..arguments import check_arguments
 from .checks import check_width
 
 Features = torch.Tensor | tuple[torch.Tensor, ...]
@@ -54,28 +55,32 @@ class BNNeck(BaseModule):
     Args:
         in_channels: Width C of the features.
         eps: Added to the variance.
-        momentum: Share of a new batch in the running statistics.
+        momentum: Share of a new batch in the running statistics; None for
+            the mean of all batches.
         affine: Whether to learn a scale and a shift.
         freeze_bias: Whether the shift stays 0, so that the normalised
             features lie around the origin.
         init_cfg: Config of MMEngine's weight initialisation.
 
     Raises:
-        ValueError: If ``in_channels`` is not positive, or ``freeze_bias`` is
-            set without ``affine``.
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range, or ``freeze_bias`` is set without
+            ``affine``.
     """
 
     def __init__(self,
                  in_channels: int,
                  eps: float = 1e-5,
-                 momentum: float = 0.1,
+                 momentum: float | None = 0.1,
                  affine: bool = True,
                  freeze_bias: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f'in_channels of BNNeck must be a positive '
-                             f'integer, got {in_channels!r}.')
+        check_arguments(
+            'BNNeck', count=dict(in_channels=in_channels),
+            amount=dict(eps=eps), share_or_none=dict(momentum=momentum),
+            flag=dict(affine=affine, freeze_bias=freeze_bias),
+            configs_or_none=dict(init_cfg=init_cfg))
         if freeze_bias and not affine:
             raise ValueError('BNNeck has no bias to freeze with affine=False;'
                              ' use freeze_bias=False.')

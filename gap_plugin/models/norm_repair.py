@@ -5,10 +5,12 @@ it. MMEngine's ``sync_bn`` and MMCV's ``fuse_conv_bn`` replace it as if it held
 none (timm issue 1254).
 """
 
+from collections.abc import Collection
+
 import torch
-from mmcv.cnn import fuse_conv_bn
 from timm.layers import (
     BatchNormAct2d,
+    Conv2dSame,
     FrozenBatchNormAct2d,
     SyncBatchNormAct,
 )
@@ -19,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class _Fused(nn.Module):
     """What is left of a norm whose scale and shift a convolution took."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.drop = getattr(norm, 'drop', nn.Identity())
         self.act = getattr(norm, 'act', nn.Identity())
@@ -27,6 +29,9 @@ class _Fused(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(x))
 
+
+#: convolutions that use their weights as they are
+_PLAIN = (nn.Conv2d, Conv2dSame)
 
 #: converted norms that run their activation
 _WHOLE = (_Fused, BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct)
@@ -37,36 +42,52 @@ class NormConversions:
 
     Args:
         model: The network, ahead of any conversion.
+        model_name: For messages.
+        pairs: A convolution and the norm that alone takes its output, by
+            their names.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._norms = [(owner, name, norm) for owner in model.modules()
-                       for name, norm in owner.named_children()
-                       if isinstance(norm, nn.BatchNorm2d)]
+    def __init__(self, model: nn.Module, model_name: str,
+                 pairs: Collection[tuple[str, str]]) -> None:
+        self._model_name = model_name
+        # where it stands, the norm, whether MMCV fuses it with its own layer
+        self._norms: list[tuple[nn.Module, str, nn.Module, bool]] = []
+        for at, owner in model.named_modules():
+            # MMCV goes by the order in which layers were registered, which
+            # not every network runs them in
+            conv = None
+            for name, child in owner.named_children():
+                full = f'{at}.{name}' if at else name
+                if isinstance(child, _BatchNorm):
+                    self._norms.append((owner, name, child, conv is None or (
+                        conv, full) in pairs))
+                    conv = None
+                elif isinstance(child, nn.Conv2d):
+                    conv = full if type(child) in _PLAIN else ''
 
-    def mend(self) -> bool:
+    def mend(self) -> None:
         """Put lost activations back, in place.
 
-        Returns:
-            Whether norms have been fused into convolutions.
-
         Raises:
-            ValueError: If an unknown conversion has taken an activation away.
+            ValueError: If an unknown conversion has taken an activation away,
+                or a norm has been fused into another layer than its own.
         """
-        fused = False
-        for owner, name, norm in self._norms:
+        for owner, name, norm, fuses in self._norms:
             now = owner._modules.get(name)
             if now is norm:
                 continue
-            fused |= isinstance(now, nn.Identity | _Fused)
             if isinstance(now, nn.Identity):
+                if not fuses:
+                    raise ValueError(
+                        f"{self._model_name!r} does not survive MMCV's "
+                        'fuse_conv_bn, which fuses norms with the wrong '
+                        'layers there: leave fuse_conv_bn out.')
                 owner._modules[name] = _Fused(norm)
             elif _holds_act(norm) and not isinstance(now, _WHOLE):
                 _give_back(owner, name, norm, now)
-        return fused
 
 
-def _holds_act(norm: nn.BatchNorm2d) -> bool:
+def _holds_act(norm: nn.Module) -> bool:
     return isinstance(norm, BatchNormAct2d) and not isinstance(
         norm.act, nn.Identity)
 
@@ -87,35 +108,3 @@ def _give_back(owner: nn.Module, name: str, norm: BatchNormAct2d,
             f'{type(now).__name__} has replaced {name!r}, a norm of timm that '
             'holds an activation, which is lost: leave that conversion out; '
             "sync_bn='torch' keeps it.")
-
-
-def fuses_rightly(backbone: nn.Module) -> bool:
-    """Whether MMCV's ``fuse_conv_bn`` keeps what a backbone computes.
-
-    It goes by the order in which layers are registered, which not every
-    network runs them in.
-
-    Args:
-        backbone: One of the same kind, which is spoilt; with any weights.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for norm in backbone.modules():
-        if isinstance(norm, nn.BatchNorm2d):  # as different as after training
-            for value, low, high in ((norm.running_mean, -.5, .5),
-                                     (norm.running_var, .5, 2.),
-                                     (norm.weight, .5, 1.5),
-                                     (norm.bias, -.5, .5)):
-                if value is not None:
-                    value.data.uniform_(low, high, generator=generator)
-    # in float64, where only a wrong fusion changes a digit that is seen
-    backbone.eval().double()
-    image = torch.randn(1, backbone.in_channels, *backbone.image_size,
-                        generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        before = backbone(image)
-        fuse_conv_bn(backbone.timm_model)
-        backbone._fuses = True  # which is to be seen
-        after = backbone(image)
-    return all(
-        torch.allclose(a, b, rtol=0, atol=1e-6 * float(b.abs().max()))
-        for a, b in zip(after, before, strict=True))

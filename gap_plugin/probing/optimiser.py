@@ -13,6 +13,8 @@ from .parts import Candidates
 #: Optimisers of torch with one kernel for a step, and what rules it out:
 #: of a probe's few small weights, the steps of the kernels are most of it.
 _FUSED = ('Adam', 'AdamW', 'SGD')
+#: Schedulers that wait for a metric.
+_PLATEAU = 'ReduceOnPlateau'
 _IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
 
 
@@ -61,9 +63,19 @@ def tell_left_out(cfg: Config) -> None:
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind != 'OptimWrapper':
         found.append(f'the mixed precision or more of {kind}')
-    if any(one.get('type') == 'ReduceOnPlateauLR' for one in (
-            cfg.get('param_scheduler') or []) if isinstance(one, dict)):
-        found.append('ReduceOnPlateauLR')
+    found += [one['type'] for one in _schedulers(cfg) if _PLATEAU in str(
+        one['type'])]
     if found:
         print_log(f'left out of the probe: {", ".join(found)}.', 'current',
                   logging.WARNING)
+
+
+def schedulers(cfg: Config) -> list[dict]:
+    """Those of a config that go by steps and epochs."""
+    return [one for one in _schedulers(cfg)
+            if _PLATEAU not in str(one['type'])]
+
+
+def _schedulers(cfg: Config) -> list[dict]:
+    found = cfg.get('param_scheduler') or []
+    return found if isinstance(found, list) else [found]

@@ -17,23 +17,22 @@ class Schedule:
     set is kept: so each is stretched rightly, whatever it counts.
 
     Args:
-        schedulers: ``param_scheduler`` of the config.
+        schedulers: Those of the config.
         optimizer: Whose groups are set.
         own_steps: Steps of the config's own run.
         epoch_length: Steps of an epoch.
         steps: Steps of the run that it is for.
     """
 
-    def __init__(self, schedulers: list[dict] | dict | None,
+    def __init__(self, schedulers: list[dict],
                  optimizer: torch.optim.Optimizer, own_steps: int,
                  epoch_length: int, steps: int) -> None:
         self._groups = optimizer.param_groups
         self._places = np.arange(steps) * own_steps // steps
         self._values: dict[str, np.ndarray] = {}
         if schedulers:
-            self._values = _ahead(
-                schedulers if isinstance(schedulers, list) else [schedulers],
-                optimizer, own_steps, epoch_length)
+            self._values = _ahead(schedulers, optimizer, own_steps,
+                                  epoch_length)
 
     def apply(self, step: int) -> None:
         """Set what holds for a step, counted from 0."""

@@ -20,7 +20,7 @@ from ..files import written_whole
 from ..progress import bar
 from .choice import folds, is_better
 from .metrics import evaluate
-from .optimiser import optimiser, tell_left_out, update
+from .optimiser import optimiser, schedulers, tell_left_out, update
 from .parts import Candidates, probe_model
 from .rows import Batches, Rows
 from .schedule import Schedule
@@ -196,7 +196,7 @@ class _Run:
         wrapper.initialize_count_status(nn.Identity(), 0, steps)
         loop = self.cfg.train_cfg
         schedule = Schedule(
-            self.cfg.get('param_scheduler'), wrapper.optimizer,
+            schedulers(self.cfg), wrapper.optimizer,
             loop.get('max_iters') or loop.max_epochs * len(batches),
             len(batches), steps)
         step, found = 0, []

@@ -4,34 +4,38 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import re
+import signal
 import statistics
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from ..engine.building import build_classifier
 from ..engine.device import autocast, device_name, synchronize
 from ..features import extract, remove
 from ..features.images import (
+    BadImages,
+    Rows,
     build_dataset,
     data_list,
     loader_config,
-    readable,
 )
 from ..files import written_whole
 from ..host import versions
+from ..locks import alone
+from ..messages import first_line
 from ..probing import grid, interval, probe
 from ..version import __version__
 from .options import (
@@ -44,26 +48,23 @@ from .options import (
 from .table import write_tables
 
 
-def check_data(cfg: Config, skip_bad: bool) -> tuple[str, set[str]]:
+def check_data(cfg: Config) -> str:
     """Refuse data that no network could be probed on.
 
     Returns:
-        What stands for the data, and images that are to be left out.
+        What stands for the data.
 
     Raises:
-        ValueError: If images cannot be read, or a split is empty.
+        ValueError: If a split is empty.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     digest = hashlib.blake2b(digest_size=16)
-    bad: set[str] = set()
     for split in SPLITS:
-        names, labels, files = data_list(
+        names, labels, _ = data_list(
             build_dataset(loader_config(cfg, split), split))
-        left = set(readable(names, files, split, skip_bad).tolist())
-        bad.update(name for i, name in enumerate(names) if i not in left)
         digest.update(json.dumps(
-            [[names[i], labels[i].tolist()] for i in sorted(left)]).encode())
-    return digest.hexdigest(), bad
+            [*map(list, zip(names, labels.tolist(), strict=True))]).encode())
+    return digest.hexdigest()
 
 
 def measured_by(name: str, base: Config, data: str,
@@ -91,7 +92,9 @@ def speed(model: nn.Module, cfg: Config, batch: int,
     Images are as large as those of the validation split. The median over the
     batches of three seconds, after a warm-up.
     """
-    shape = build_dataset(loader_config(cfg, 'val'), 'val')[0]['inputs'].shape
+    dataset = build_dataset(loader_config(cfg, 'val'), 'val', model)
+    rows = Rows(dataset, data_list(dataset)[0])
+    shape = rows.first(len(dataset))['inputs'].shape
     device = next(model.parameters()).device
     x = torch.randn(batch, *shape, device=device)
     model.eval()
@@ -107,7 +110,7 @@ def speed(model: nn.Module, cfg: Config, batch: int,
     return batch / statistics.median(times), shape[-1]
 
 
-def rank_one(name: str, folder: Path, base: Config, bad: set[str],
+def rank_one(name: str, folder: Path, base: Config,
              options: RankingOptions) -> dict:
     """All figures of one network.
 
@@ -115,13 +118,11 @@ def rank_one(name: str, folder: Path, base: Config, bad: set[str],
         ValueError: If it cannot be probed.
     """
     start = time.perf_counter()
-    if base.get('custom_imports'):  # in this process, too
-        import_modules_from_strings(**base.custom_imports)
     cfg = config_of(name, base, options)
     model = build_classifier(cfg)
     stores = {
         split: extract(model, cfg, split, folder / 'features' / split,
-                       amp=options.amp, force=True, bad=bad)
+                       amp=options.amp, force=True, skip_bad=options.skip_bad)
         for split in SPLITS}
     result = probe(
         model, cfg, stores['train'], stores['val'], epochs=options.epochs,
@@ -142,44 +143,82 @@ def rank_one(name: str, folder: Path, base: Config, bad: set[str],
         **interval(kept['metric'], accuracy, len(stores['val'])))
 
 
-def logged(log: Path, work: Callable, *args: object) -> dict:
-    """A call whose output and errors go to a file."""
+def logged(to: Connection, log: Path, work: Callable, *args: object) -> None:
+    """Send what a call gives, or the text of its error; log all it prints.
+
+    The error itself may not survive the way to another process.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter('ignore')
-    with (open(log, 'w', encoding='utf-8') as file, redirect_stdout(file),
-          redirect_stderr(file)):
+    with (open(log, 'w', encoding='utf-8', errors='backslashreplace') as file,
+          redirect_stdout(file), redirect_stderr(file)):
         try:
-            return work(*args)
-        except Exception:
+            to.send(work(*args))
+        except BadImages as error:
+            to.send(dict(bad_images=str(error)))
+            raise SystemExit(1) from error
+        except Exception as error:
             traceback.print_exc()
-            raise
+            to.send(dict(error=f'{type(error).__name__}: '
+                         f'{first_line(error)[:200]}'))
+            raise SystemExit(1) from error
 
 
-def isolated(name: str, folder: Path, base: Config, bad: set[str],
-             options: RankingOptions) -> dict:
-    """The figures of a network from a process of its own.
+def _end_with_parent() -> None:
+    """Leave no process behind when the ranking is ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def isolated(log: Path, work: Callable, *args: object) -> dict:
+    """What a call gives in a process of its own.
 
     A crash, or a network that takes more memory than there is, ends that
     process alone.
 
+    Args:
+        log: File for all that is printed.
+        work: Gives a dict.
+        *args: Of ``work``.
+
     Returns:
-        Of one that fails, ``model`` and ``error``.
+        Of one that fails, ``error``.
+
+    Raises:
+        BadImages: If images cannot be read, by no network then.
     """
-    log = folder / 'log.txt'
-    folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(
-            1, multiprocessing.get_context('spawn')) as pool:
-        future = pool.submit(logged, log, rank_one, name, folder, base, bad,
-                             options)
-        problem = future.exception()
-    if problem is None:
-        return future.result()
-    if isinstance(problem, BrokenProcessPool):
-        told = ('its process was killed: the memory may be too small, try a '
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=logged, args=(sender, log, work, *args))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        process.join()
+        found = dict(error=_how_it_ended(process.exitcode))
+    except BaseException:  # stopped
+        process.terminate()
+        raise
+    process.join()
+    if 'bad_images' in found:
+        raise BadImages(found['bad_images'])
+    if 'error' in found:
+        found['error'] += f' ({log})'
+    return found
+
+
+def _how_it_ended(status: int) -> str:
+    """Why a process has sent nothing."""
+    if status == -9:  # SIGKILL, as systems without memory give it
+        return ('its process was killed: the memory may be too small, try a '
                 'smaller batch_size')
-    else:
-        first = (str(problem).splitlines() or [''])[0]
-        told = f'{type(problem).__name__}: {first[:200]}'
-    return dict(model=name, error=f'{told} ({log})')
+    name = f'status {status}'
+    if -status in set(signal.Signals):
+        name = signal.Signals(-status).name
+    return f'its process ended with {name}'
 
 
 def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
@@ -194,11 +233,18 @@ def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
         measured before.
 
     Raises:
-        ValueError: If the data cannot be probed on.
+        ValueError: If the data cannot be probed on, or another ranking is at
+            the same folder.
     """
+    with alone(options.out / '.rank.lock', options.out):
+        yield from _rank(names, options)
+
+
+def _rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
+    """Measure networks, in a folder of one's own."""
     options.out.mkdir(parents=True, exist_ok=True)
     base = base_config(options)
-    data, bad = check_data(base, options.skip_bad)
+    data = check_data(base)
     rows = []
     for name in names:
         folder = options.out / 'networks' / re.sub(r'[^\w.-]', '_', name)
@@ -206,11 +252,14 @@ def rank(names: list[str], options: RankingOptions) -> Iterator[dict]:
         found = (json.loads(result.read_text(encoding='utf-8'))
                  if result.is_file() else {})
         made_by = measured_by(name, base, data, options)
-        known = not options.force and found.get('made_by') == made_by
+        known = (not options.force and found.get('made_by') == made_by
+                 and found['row']['model'] == name)  # a/b and a_b share it
         if known:
             row = found['row']
         else:
-            row = isolated(name, folder, base, bad, options)
+            folder.mkdir(parents=True, exist_ok=True)
+            row = dict(isolated(folder / 'log.txt', rank_one, name, folder,
+                                base, options), model=name)
             if 'error' not in row:  # what fails is tried again next time
                 with written_whole(result) as path:
                     path.write_text(json.dumps(dict(

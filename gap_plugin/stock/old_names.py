@@ -62,6 +62,23 @@ def numpy_in1d() -> None:
         numpy.in1d = numpy.isin
 
 
+def torch_load() -> None:
+    """``torch.load`` refuses code in many lines, which advise running it."""
+    import torch
+
+    from ..checkpoint_files import read_checkpoint_file
+
+    stock = torch.load
+
+    @wraps(stock)
+    def load(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        if kwargs:  # as libraries call it, which know what they want
+            return stock(file, map_location, **kwargs)
+        return read_checkpoint_file(file, map_location)
+
+    torch.load = load
+
+
 SUPPLY = {
     'train': (numpy_in1d, ),
     'test': (numpy_in1d, ),
@@ -70,4 +87,6 @@ SUPPLY = {
     'browse_dataset': (matplotlib_adjust_bbox, ),
     'vis_tsne': (sklearn_n_iter, ),
     'shape_bias': (pandas_append, ),
+    'publish_model': (torch_load, ),
+    'reparameterize_model': (torch_load, ),
 }

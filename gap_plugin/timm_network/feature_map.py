@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.fx
 from torch import nn
 
 from .create import newer_timm
 from .trace import INPUT_ERRORS, Run, Trace
+from .unused import find_unused, take_out
 
 OUT_FEATURES = ('final_conv', 'forward_features', 'pre_logits')
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class FeaturePath:
         prefix_tokens: Class and register tokens ahead of the map's.
         unused_modules: Modules that no output needs and no forward runs.
         unused_parameters: Parameters that run, but reach no output.
+        pairs: A convolution and the norm that alone takes its output.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class FeaturePath:
     prefix_tokens: int = 0
     unused_modules: tuple[str, ...] = ()
     unused_parameters: tuple[str, ...] = ()
+    pairs: frozenset[tuple[str, str]] = frozenset()
 
 
 def read_features(model: nn.Module, x: torch.Tensor,
@@ -81,6 +83,7 @@ def read_features(model: nn.Module, x: torch.Tensor,
     return (y.contiguous(), )
 
 
+@torch.fx.wrap  # one node of a graph: it branches by numbers
 def _grid(tokens: int, size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Height and width of ``tokens`` positions on an image of ``size``."""
     for rounding in (math.floor, math.ceil):
@@ -136,7 +139,7 @@ def prepare(model: nn.Module, out_feature: str,
     if key not in _PATHS:
         _PATHS[key] = _locate(model, out_feature, out_indices, size)
     path = _PATHS[key]
-    _take_out_unused(model, path)
+    take_out(model, path.unused_modules, path.unused_parameters)
     return path
 
 
@@ -185,7 +188,7 @@ def _locate(model: nn.Module, out_feature: str,
         path = FeaturePath('vector')
         return _finish(path, _read(trace, path), trace)
 
-    ran = trace.run(model.forward_features)
+    ran = trace.run(lambda model, x: model.forward_features(x))
     if torch.is_tensor(ran.output) and ran.output.ndim == 4:
         nhwc = getattr(model, 'output_fmt', None) == 'NHWC'
         path = FeaturePath('nhwc' if nhwc else 'nchw')
@@ -224,14 +227,14 @@ def _locate(model: nn.Module, out_feature: str,
 
 def _read(trace: Trace, path: FeaturePath) -> Run:
     """Trace :func:`read_features`."""
-    return trace.run(lambda x: read_features(trace.model, x, path))
+    return trace.run(lambda model, x: read_features(model, x, path))
 
 
 def _try_read(trace: Trace, path: FeaturePath) -> Run | None:
     """As :func:`_read`, None where the meta device or network refuses."""
     try:
         return trace.run_on_meta(
-            lambda x: read_features(trace.model, x, path))
+            lambda model, x: read_features(model, x, path))
     except INPUT_ERRORS:
         return None
 
@@ -252,13 +255,14 @@ def _finish(path: FeaturePath, run: Run, trace: Trace) -> FeaturePath:
         _stride(trace.model.feature_info[i]['reduction'], run.height,
                 y.shape[-2]) for i, y in zip(
             levels, run.output, strict=True))
-    modules, parameters = _unused(trace.model, run)
+    modules, parameters = find_unused(trace.model, run)
     return replace(
         path,
         channels=tuple(y.shape[1] for y in run.output),
         strides=strides,
         unused_modules=modules,
-        unused_parameters=parameters)
+        unused_parameters=parameters,
+        pairs=run.pairs)
 
 
 def _stride(nominal: int, image: int, positions: int) -> int:
@@ -270,47 +274,3 @@ def _stride(nominal: int, image: int, positions: int) -> int:
     if abs(image / positions / nominal - 1) < 0.25:
         return nominal
     return round(image / positions)
-
-
-def _unused(model: nn.Module,
-            run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the modules and, apart, of the parameters to take out."""
-    dead = {n for n, _ in model.named_parameters()} - run.live
-    modules: list[str] = []
-    for name, module in model.named_modules():
-        own = [f'{name}.{n}' for n, _ in module.named_parameters()]
-        # containers are iterated over as well as called: only what is in them
-        # can go
-        if (name and own and dead.issuperset(own)
-                and not isinstance(module, _CONTAINERS)
-                and not f'{name}.'.startswith(tuple(f'{m}.' for m in modules))
-                and run.called.isdisjoint(module.modules())):
-            modules.append(name)
-    prefixes = tuple(f'{m}.' for m in modules)
-    return tuple(modules), tuple(
-        sorted(n for n in dead if not n.startswith(prefixes)))
-
-
-def _take_out_unused(model: nn.Module, path: FeaturePath) -> None:
-    """Take out of a network what no output needs.
-
-    Modules that never run become identities. Parameters that run, but reach
-    no output (the other branches of crossvit, the class token of volo),
-    become buffers of the same name, so that plain DDP trains the rest.
-    """
-    for name in path.unused_modules:
-        parent, _, child = name.rpartition('.')
-        setattr(model.get_submodule(parent), child, nn.Identity())
-    for name in path.unused_parameters:
-        unused = model.get_parameter(name)
-        for module in model.modules():  # several may share it
-            for key, parameter in list(module._parameters.items()):
-                if parameter is unused:
-                    delattr(module, key)
-                    module.register_buffer(key, unused.detach())
-
-
-def refuses(model: nn.Module, path: FeaturePath,
-            size: tuple[int, int, int]) -> bool:
-    """Whether a network cannot take an image of a size."""
-    return _try_read(Trace(model, size), path) is None

@@ -1,12 +1,18 @@
 """What timm says about the images that a network was trained on."""
 
+import gc
 import math
+import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
+from ..arguments import check_arguments
 from .create import NetworkSpec, check_name, create_bare, is_registered
 
 CROP_MODES = ('center', 'squash', 'border')
@@ -66,6 +72,11 @@ class DataSource:
     img_size: tuple[int, int] | None = None
     in_channels: int = 3
 
+    @cached_property
+    def images(self) -> tuple:
+        """What tells apart the images of two networks."""
+        return self.in_channels, self.settings(False), self.settings(True)
+
     def settings(self, test: bool, **given: Any) -> DataSettings:
         """Settings for training or testing.
 
@@ -78,6 +89,7 @@ class DataSource:
         Raises:
             ValueError: If one of them is out of range.
         """
+        check_arguments('the preprocessing', flag=dict(use_test_size=test))
         size = given.pop('img_size', None)
         _check_given(size, **given)
         size = self.img_size if size is None else size
@@ -104,8 +116,12 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def check_size(size: Any) -> None:
+def check_size(size: Any, name: str = 'img_size') -> None:
     """Refuse what is no image size.
+
+    Args:
+        size: What is given.
+        name: Of the argument.
 
     Raises:
         ValueError: If it is neither a positive integer nor a pair of them.
@@ -113,7 +129,7 @@ def check_size(size: Any) -> None:
     sides = size if isinstance(size, (list, tuple)) else (size, size)
     if len(sides) != 2 or not all(
             type(side) is int and side > 0 for side in sides):
-        raise ValueError(f'img_size must be a positive integer or a pair '
+        raise ValueError(f'{name} must be a positive integer or a pair '
                          f'(height, width) of them, got {size!r}.')
 
 
@@ -126,9 +142,8 @@ def _check_given(size: Any, interpolation: str | None = None,
     if interpolation is not None and interpolation not in allowed:
         raise ValueError(f'interpolation must be one of {allowed}, got '
                          f'{interpolation!r}.')
-    if crop_pct is not None and not 0 < crop_pct <= 2:
-        raise ValueError(f'crop_pct must be over 0 and at most 2, got '
-                         f'{crop_pct!r}.')
+    check_arguments('the preprocessing',
+                    crop_or_none=dict(crop_pct=crop_pct))
     if crop_mode is not None and crop_mode not in CROP_MODES:
         raise ValueError(f'crop_mode must be one of {CROP_MODES}, got '
                          f'{crop_mode!r}.')
@@ -159,6 +174,8 @@ def data_source(model_name: str, in_channels: int = 3) -> DataSource:
         ValueError: If timm does not know the name.
         OSError: If a folder or repository is not there.
     """
+    check_arguments('the preprocessing', text=dict(model_name=model_name),
+                    count=dict(in_channels=in_channels))
     check_name(model_name)
     found = (get_pretrained_cfg(model_name)
              if is_registered(model_name) else None)
@@ -169,16 +186,53 @@ def data_source(model_name: str, in_channels: int = 3) -> DataSource:
     return DataSource(model_name, cfg, in_channels=in_channels)
 
 
-_built: list[DataSource] = []
+_alive: dict[int, weakref.ref] = {}
 
 
-def remember(source: DataSource) -> None:
-    """Note that a network has been built in this process."""
-    if source in _built:
-        _built.remove(source)
-    _built.append(source)
+def remember(network: Any) -> None:
+    """Note a network, by its ``data_source``, for as long as it lives."""
+    key = id(network)
+    _alive[key] = weakref.ref(network, lambda _: _alive.pop(key, None))
 
 
-def last_built() -> tuple[DataSource | None, list[DataSource]]:
-    """The network built last in this process, and the other ones."""
-    return (_built[-1] if _built else None), _built[:-1]
+def live_source(what: str, matters: Callable[[DataSource], Hashable]
+                = attrgetter('images')) -> DataSource | None:
+    """Whose images are meant, where nothing says it.
+
+    Args:
+        what: Who asks, for messages.
+        matters: What of the images matters to it: networks that have it in
+            common count as one.
+
+    Returns:
+        The one setting of the networks that live in this process; None if
+        there are none.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    found = _live(matters)
+    if len(found) > 1:
+        gc.collect()  # a runner that has been let go is a circle
+        found = _live(matters)
+    if len(found) > 1:
+        names = ' and '.join(
+            f'{source.model_name!r} at {source.settings(False).size}'
+            for source in found)
+        raise ValueError(
+            f'{what} has no model_name, and networks of different images '
+            f'are in this process: {names}. Give model_name and img_size; '
+            "for a runner, default_hooks=dict(binding=dict(type='"
+            "BindPipelineHook')) will do, too.")
+    return found[0] if found else None
+
+
+def _live(matters: Callable[[DataSource], Hashable]) -> list[DataSource]:
+    """One source for each setting among the networks that are alive."""
+    found: dict[Hashable, DataSource] = {}
+    for reference in list(_alive.values()):
+        network = reference()
+        if network is not None:
+            source = network.data_source
+            found.setdefault(matters(source), source)
+    return list(found.values())

@@ -1,6 +1,8 @@
 """Running a network for its shapes and its autograd graph alone."""
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 #: Errors by which networks say that they cannot take an input.
-INPUT_ERRORS = (AssertionError, IndexError, NotImplementedError, RuntimeError,
+INPUT_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError,
                 TypeError, ValueError)
 
 
@@ -22,24 +22,29 @@ INPUT_ERRORS = (AssertionError, IndexError, NotImplementedError, RuntimeError,
 class Run:
     """One traced run: what came out, what took part.
 
+    A part that stands in several places has several names, and all are told.
+
     Attributes:
         output: What the function gave.
         height: Height of the image that it was given.
         live: Names of the parameters that reach the output.
-        called: The modules whose forward ran.
+        called: Names of the modules whose forward ran.
+        pairs: Names of a convolution and the norm that its output goes to,
+            and to nothing else.
     """
 
     output: Any
     height: int
     live: frozenset[str]
-    called: frozenset[nn.Module]
+    called: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
 
 
 class Trace:
     """Runs functions of a network for their shapes and graph alone.
 
     Args:
-        model: The network. It is left as it is.
+        model: The network. It is not touched: a copy runs.
         size: ``(C, H, W)`` of the image to run on.
     """
 
@@ -48,7 +53,7 @@ class Trace:
         self.size = size
 
     def run(self, function: Callable) -> Run:
-        """Trace ``function(images)``, on the meta device where it can."""
+        """Trace ``function(model, images)``, on meta where it can."""
         try:
             return self.run_on_meta(function)
         except (NotImplementedError, RuntimeError):
@@ -63,31 +68,41 @@ class Trace:
                 return self._run(function, self.size, None)
 
     def run_on_meta(self, function: Callable) -> Run:
-        """Trace ``function(images)`` without computing anything."""
+        """Trace ``function(model, images)`` without computing anything."""
         return self._run(function, self.size, 'meta')
 
     def _run(self, function: Callable, size: tuple[int, int, int],
              device: str | None) -> Run:
-        called: set[nn.Module] = set()
-        hook = register_module_forward_pre_hook(
-            lambda module, _: called.add(module))
-        try:
-            output, stands = _on_stand_ins(self.model, function, size, device)
-        finally:
-            hook.remove()
-        leaves = _leaves(output if isinstance(output, (
+        model = _stand_in(self.model, device)
+        tensors = (*model.parameters(), *model.buffers())
+        kind = next(t for t in tensors if t.is_floating_point())
+        x = torch.zeros(2, *size, device=kind.device, dtype=kind.dtype)
+        called: set[str] = set()
+        for name, module in model.named_modules(remove_duplicate=False):
+            module.register_forward_pre_hook(
+                lambda *_, name=name: called.add(name))
+        made, fed = _watch_pairs(model)
+        output = _run_for_shapes(lambda x: function(model, x), x)
+        uses = _uses(output if isinstance(output, (
             list, tuple)) else (output, ))
-        live = frozenset(n for n, p in self.model.named_parameters()
-                         if id(stands[p]) in leaves)
-        return Run(output, size[1], live, frozenset(called))
+        leaves = {id(node.variable) for node in uses
+                  if hasattr(node, 'variable')}
+        live = frozenset(
+            n for n, p in model.named_parameters(remove_duplicate=False)
+            if id(p) in leaves)
+        times = Counter(made.values())
+        pairs = frozenset(
+            (made[node], norm) for norm, (node, *others) in fed.items()
+            if not others and times[made.get(node)] == 1 and uses[node] < 2)
+        return Run(output, size[1], live, frozenset(called), pairs)
 
 
 def run_for_shapes(module: nn.Module,
-          inputs: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
+                   inputs: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
     """What a module gives in training for inputs of some shapes.
 
     Args:
-        module: Any module. It is left as it is.
+        module: Any module. It is not touched: a copy runs.
         inputs: Meta tensors.
 
     Returns:
@@ -98,60 +113,67 @@ def run_for_shapes(module: nn.Module,
         Exception: What the module raises for such inputs.
     """
 
-    def zeros(device: str | None) -> Any:
+    def zeros(device: str) -> Any:
         if torch.is_tensor(inputs):
             return torch.zeros_like(inputs, device=device)
         return tuple(torch.zeros_like(x, device=device) for x in inputs)
 
     try:
-        return _on_stand_ins(module, module, zeros('meta'), 'meta')[0]
+        return _run_for_shapes(_stand_in(module, 'meta'), zeros('meta'))
     except (NotImplementedError, RuntimeError):
-        return _on_stand_ins(module, module, zeros('cpu'), None)[0]
+        return _run_for_shapes(_stand_in(module, None), zeros('cpu'))
 
 
-def _on_stand_ins(
-        model: nn.Module, function: Callable, inputs: Any,
-        device: str | None) -> tuple[Any, dict[torch.Tensor, torch.Tensor]]:
-    """Run a function of a network in training mode, and leave no mark.
+def _run_for_shapes(function: Callable, inputs: Any) -> Any:
+    """Call a function of stand-ins with its graph; random states stay."""
+    some = inputs if torch.is_tensor(inputs) else inputs[0]
+    with (torch.enable_grad(), torch.random.fork_rng(devices=[]),
+          _CheapNorms() if some.is_meta else nullcontext()):
+        return function(inputs)
+
+
+def _stand_in(module: nn.Module, device: str | None) -> nn.Module:
+    """A copy in training mode whose run changes nothing of the module's.
 
     Args:
-        model: The network.
-        function: Of the inputs.
-        inputs: What to give it; ``(C, H, W)`` for two blank images.
-        device: Where; None for that of the network.
+        module: What to copy. Its parameters and buffers are not.
+        device: Where the copy has its own; None for those of the module, of
+            which buffers are copied, for a run changes them.
+    """
+    stands: dict[int, Any] = {}
+    for real in (*module.parameters(), *module.buffers()):
+        if device is not None:
+            stand = torch.empty_like(real, device=device)
+        elif isinstance(real, nn.Parameter):
+            stand = real.detach()
+        else:
+            stand = real.clone()
+        if isinstance(real, nn.Parameter):
+            stand = nn.Parameter(stand, real.is_floating_point())
+        stands[id(real)] = stand
+    twin = copy.deepcopy(module, stands)
+    twin.train()  # some of the host's give nothing back
+    return twin
+
+
+def _watch_pairs(model: nn.Module) -> tuple[dict[Any, str], dict[str, list]]:
+    """Note what convolutions give and norms take, while a network runs.
 
     Returns:
-        The output, and parameter or buffer -> its stand-in: one per tensor,
-        for some networks share them between modules.
+        Node of the graph -> name of the convolution that made it; name of a
+        norm -> the nodes that it was given.
     """
-    stands: dict[torch.Tensor, torch.Tensor] = {}
-    tensors: dict[str, torch.Tensor] = {}
+    made: dict[Any, str] = {}
+    fed: dict[str, list] = {}
     for name, module in model.named_modules():
-        for kind in (module._parameters, module._buffers):
-            for key, real in kind.items():
-                if real is None:
-                    continue
-                if real not in stands:
-                    stands[real] = _stand_in(real, device)
-                full = f'{name}.{key}' if name else key
-                tensors[full] = stands[real]
-    if isinstance(inputs, tuple) and isinstance(inputs[0], int):
-        x = next(t for t in tensors.values() if t.is_floating_point())
-        inputs = torch.zeros(2, *inputs, device=x.device, dtype=x.dtype)
-    modes = {module: module.training for module in model.modules()}
-    model.train()  # in eval mode some networks cache tensors
-    try:
-        with (torch.enable_grad(), torch.random.fork_rng(devices=[]),
-              _CheapNorms() if device == 'meta' else nullcontext()):
-            output = functional_call(
-                _Call(model, function),
-                {f'model.{k}': v
-                 for k, v in tensors.items()}, (inputs, ),
-                tie_weights=False)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return output, stands
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, args, y, name=name: made.update({y.grad_fn: name}))
+        elif isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: fed.setdefault(
+                    name, []).append(args[0].grad_fn))
+    return made, fed
 
 
 class _SameShape(torch.autograd.Function):
@@ -183,40 +205,15 @@ class _CheapNorms(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _stand_in(real: torch.Tensor, device: str | None) -> torch.Tensor:
-    """A tensor like a parameter or buffer, whose change harms nothing."""
-    if device is not None:
-        stand = torch.empty_like(real, device=device)
-    elif isinstance(real, nn.Parameter):
-        stand = real.detach()
-    else:
-        stand = real.clone()
-    is_parameter = isinstance(real, nn.Parameter)
-    return stand.requires_grad_(is_parameter and real.is_floating_point())
-
-
-class _Call(nn.Module):
-    """A function of a network, as the forward of a module."""
-
-    def __init__(self, model: nn.Module, function: Callable) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
-
-
-def _leaves(outputs: tuple[torch.Tensor, ...]) -> set[int]:
-    """Ids of the leaf tensors in the autograd graph of some outputs."""
-    leaves, seen = set(), set()
+def _uses(outputs: tuple[torch.Tensor, ...]) -> Counter:
+    """Nodes of the graph of some outputs -> how often each is used."""
+    uses: Counter = Counter()
     queue = [y.grad_fn for y in outputs if torch.is_tensor(y)]
     while queue:
         node = queue.pop()
-        if node is None or node in seen:
+        if node is None:
             continue
-        seen.add(node)
-        if hasattr(node, 'variable'):
-            leaves.add(id(node.variable))
-        queue.extend(parent for parent, _ in node.next_functions)
-    return leaves
+        uses[node] += 1
+        if uses[node] == 1:
+            queue.extend(parent for parent, _ in node.next_functions)
+    return uses

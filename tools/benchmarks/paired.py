@@ -69,7 +69,8 @@ def _measure(build: Callable, args: tuple, queue: Any) -> None:
         step()
         queue.put(torch.cuda.max_memory_allocated() - before)
         return
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    # the peak starts anew
+    Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
     before = _resident('VmRSS')
     step()
     queue.put(_resident('VmHWM') - before)
@@ -77,7 +78,8 @@ def _measure(build: Callable, args: tuple, queue: Any) -> None:
 
 def _resident(field: str) -> int:
     """Bytes of a field of Linux's account of this process."""
-    for line in Path('/proc/self/status').read_text().splitlines():
+    status = Path('/proc/self/status').read_text(encoding='utf-8')
+    for line in status.splitlines():
         if line.startswith(f'{field}:'):
             return int(line.split()[1]) * 1024
     raise ValueError(f'{field!r} is not in /proc/self/status: measure the '
@@ -119,5 +121,6 @@ def write(path: str, rows: list[dict]) -> None:
     """Keep the raw figures, with what they were measured on."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(
-        json.dumps(dict(machine=machine(), rows=rows), indent=1) + '\n')
+        json.dumps(dict(machine=machine(), rows=rows), indent=1) + '\n',
+        encoding='utf-8')
     print(f'wrote {path}')

@@ -27,7 +27,8 @@ def with_opencv(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same steps, by MMPretrain's default library."""
     steps = []
     for step in pipeline:
-        step = {k: v for k, v in step.items() if k != 'imdecode_backend'}
+        if step['type'] == 'LoadTimmImage':
+            step = dict(type='LoadImageFromFile')
         steps.append(dict(step, backend='cv2') if 'backend' in step else step)
     return steps
 

@@ -49,7 +49,8 @@ def top1_of(lines: list[dict], last: bool) -> float:
 def scalars(folder: Path) -> list[dict]:
     """The log of a run."""
     (path, ) = folder.glob('*/vis_data/scalars.json')
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    text = path.read_text(encoding='utf-8')
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def main() -> None:

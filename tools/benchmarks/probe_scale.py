@@ -133,7 +133,7 @@ def peak_of(kind: str, rows: int, folder: Path) -> int:
         while process.poll() is None:
             try:
                 found = [line.split()[1] for line in
-                         status.read_text().splitlines()
+                         status.read_text(encoding='utf-8').splitlines()
                          if line.startswith('RssAnon:')]
             except OSError:
                 break

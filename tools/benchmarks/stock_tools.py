@@ -305,7 +305,8 @@ ROWS: dict[str, Callable] = {
 def inherit(side: Side) -> str:
     """A config that begins at one of MMPretrain's."""
     path = side.folder / 'inherits.py'
-    path.write_text("_base_ = ['mmpretrain::_base_/default_runtime.py']\n")
+    path.write_text("_base_ = ['mmpretrain::_base_/default_runtime.py']\n",
+                    encoding='utf-8')
     return str(path)
 
 

@@ -36,7 +36,7 @@ train_dataloader = dict(
         data_root='data/images',
         with_label=False,
         pipeline=[
-            dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+            dict(type='LoadTimmImage'),
             dict(type='MultiView', num_views=2, transforms=[view]),
             dict(type='PackInputs')
         ]))
