@@ -13,13 +13,14 @@ from .parts import Candidates
 #: Optimisers of torch with one kernel for a step, and what rules it out:
 #: of a probe's few small weights, the steps of the kernels are most of it.
 _FUSED = ('Adam', 'AdamW', 'SGD')
+_IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
+
 #: Schedulers that wait for a metric.
 _PLATEAU = 'ReduceOnPlateau'
-_IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
 
 
 def optimiser(trained: Candidates, cfg: Config,
-               settings: list[dict]) -> OptimWrapper:
+              settings: list[dict]) -> OptimWrapper:
     """One optimiser of the config, a group or more for each setting."""
     made = []
     for model, setting in zip(trained.models, settings, strict=True):
@@ -41,7 +42,7 @@ def optimiser(trained: Candidates, cfg: Config,
 
 
 def update(wrapper: OptimWrapper, trained: Candidates,
-            loss: torch.Tensor) -> None:
+           loss: torch.Tensor) -> None:
     """A step; each setting is clipped on its own."""
     wrapper.backward(wrapper.scale_loss(loss))
     if not wrapper.should_update():
