@@ -217,6 +217,11 @@ def config_text(request: NewConfig, data: Data) -> str:
     arguments = ''.join(f'        {k}={v!r},\n' for k, v in backbone.items())
     rgb = ('data_preprocessor = dict(to_rgb=False)  # the dataset gives RGB\n'
            if data.rgb else '')
+    test_loader = 'val_dataloader'
+    if data.test:
+        test_loader = ('dict(val_dataloader, dataset=dict(\n    '
+                       'pipeline=test_pipeline, **'
+                       f'{literal(data.test, 4)}))')
     warmup = max(epochs // 10, 1) if epochs > 1 else 0
     schedule = ''
     if warmup:
@@ -263,7 +268,7 @@ val_dataloader = dict(
     persistent_workers={loader['persistent_workers']},
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(pipeline=test_pipeline, **val_dataset))
-test_dataloader = val_dataloader
+test_dataloader = {test_loader}
 val_evaluator = dict(type='Accuracy', topk={(1, 5) if data.count > 9 else (1,)
                                             !r})
 test_evaluator = val_evaluator

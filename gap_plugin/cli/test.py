@@ -10,6 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
+from ..datasets.checks import check_folder
 from ..engine.building import check_fits
 from ..files import written_whole
 from . import console
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
         while hasattr(model, 'module'):  # test-time augmentation, DDP
             model = model.module
         check_fits(model, args.checkpoint)
+        check_folder(runner.test_dataloader.dataset, 'test')
         return dict(
             console.describe_model(model, cfg),
             test=console.describe_data(runner.test_dataloader.dataset),

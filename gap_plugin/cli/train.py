@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from ..datasets.checks import check_datasets
 from . import console
 from .building import DATALOADERS, build_runner, load_config
 from .command import command
@@ -92,6 +93,10 @@ def run(args: argparse.Namespace) -> None:
     check_batches(runner, cfg)
 
     def about(runner: Runner) -> dict[str, str]:
+        datasets = dict(train=runner.train_dataloader.dataset)
+        if runner.val_loop is not None:
+            datasets['val'] = runner.val_dataloader.dataset
+        check_datasets(datasets)
         rows = console.describe_model(runner.model, cfg, trained=True)
         rows['train'] = console.describe_data(
             runner.train_dataloader.dataset,
