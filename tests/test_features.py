@@ -230,8 +230,9 @@ def test_a_store_is_used_again_without_a_pass(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('change, field', [
-    ({'model.backbone.out_feature': 'forward_features'}, 'backbone'),
-    ({'test_dataloader.batch_size': 64}, 'batch_size'),
+    ({'model.backbone.out_feature': 'forward_features'}, 'network'),
+    ({'test_dataloader.dataset.pipeline': [dict(type='PackInputs')]},
+     'transforms'),
     ({'val_dataloader.dataset.indices': 100}, 'rows'),
     ({'model.data_preprocessor': dict(mean=[0., 0., 0.])}, 'preprocessor'),
 ])

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..engine.building import build_classifier
 from ..features import FeatureStore, extract
+from ..features.images import check_probed
 from ..host import init_cpu_group
 from ..messages import shorten
 from ..shipped import shipped
@@ -150,7 +151,8 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
 
 
 def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
-                   splits: Iterable[str]) -> dict[str, FeatureStore]:
+                   splits: Iterable[str],
+                   probed: bool = False) -> dict[str, FeatureStore]:
     """Stores of several splits, as the flags say.
 
     Args:
@@ -159,6 +161,8 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
         args: Flags of :func:`~.flags.store_flags`.
         splits: Which ones; ``view_0`` and so on for augmented passes of the
             training split come along.
+        probed: Whether a probe is to be trained on them: what spoils a
+            training is looked for ahead of the pass.
 
     Raises:
         ValueError: If something does not fit.
@@ -170,6 +174,8 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
     passes |= {f'view_{i}': ('train', i) for i in range(args.views)}
     console.header(dict(
         console.describe_model(model, cfg), stores=str(out)))
+    if probed:
+        check_probed(cfg, splits)
     stores = {}
     known = {name for name in passes if (out / name).exists()}
     if known < set(passes):

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from ..datasets.checks import check_datasets
+from ..datasets.checks import check_datasets, check_folder
 from . import console
 from .building import DATALOADERS, build_runner, load_config
 from .command import command
@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> None:
         datasets = dict(train=runner.train_dataloader.dataset)
         if runner.val_loop is not None:
             datasets['val'] = runner.val_dataloader.dataset
+        for split, dataset in datasets.items():
+            check_folder(dataset, split)
         check_datasets(datasets)
         rows = console.describe_model(runner.model, cfg, trained=True)
         rows['train'] = console.describe_data(

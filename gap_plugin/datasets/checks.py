@@ -30,12 +30,10 @@ def check_datasets(datasets: Mapping[str, Any]) -> None:
             against.
 
     Raises:
-        ValueError: If classes differ, if hidden folders are among them, or
-            as :func:`check_images` does.
+        ValueError: If classes differ, or as :func:`check_images` does.
     """
     images = {split: _images(dataset) for split, dataset in datasets.items()}
     for split, dataset in datasets.items():
-        check_folder(dataset, split)
         classes, others = (getattr(d, 'metainfo', {}).get('classes')
                            for d in (datasets['train'], dataset))
         if classes and others and list(classes) != list(others):

@@ -26,7 +26,8 @@ from ..engine.device import autocast, device_name, synchronize
 from ..features import extract, remove
 from ..features.images import (
     build_dataset,
-    data_list,
+    check_probed,
+    described,
     loader_config,
     readable,
 )
@@ -56,13 +57,13 @@ def check_data(cfg: Config, skip_bad: bool) -> tuple[str, set[str]]:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     digest = hashlib.blake2b(digest_size=16)
     bad: set[str] = set()
-    for split in SPLITS:
-        names, labels, files = data_list(
-            build_dataset(loader_config(cfg, split), split))
+    for split, (names, labels, files) in check_probed(cfg, SPLITS).items():
+        _, images = described(names, files)
         left = set(readable(names, files, split, skip_bad).tolist())
         bad.update(name for i, name in enumerate(names) if i not in left)
         digest.update(json.dumps(
-            [[names[i], labels[i].tolist()] for i in sorted(left)]).encode())
+            [[names[i], images[i], labels[i].tolist()]
+             for i in sorted(left)]).encode())
     return digest.hexdigest(), bad
 
 
