@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ..datasets.checks import check_folder
 from ..engine.building import check_fits
+from ..engine.checkpoint_hook import ClassNamesHook
 from ..files import written_whole
 from . import console
 from .building import build_runner, load_config
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))
     runner.register_hook(ConsoleHook(about))
+    runner.register_hook(ClassNamesHook())
     metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
         with written_whole(args.out) as path:

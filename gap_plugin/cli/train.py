@@ -8,6 +8,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from ..datasets.checks import check_datasets, check_folder
+from ..engine.checkpoint_hook import ClassNamesHook
 from . import console
 from .building import DATALOADERS, build_runner, load_config
 from .command import command
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
     shown = ConsoleHook(about)
     runner.register_hook(shown)
+    runner.register_hook(ClassNamesHook())
     runner.train()
     known = runner.message_hub.runtime_info
     file = known.get('best_ckpt') or known.get('last_ckpt')

@@ -69,7 +69,9 @@ def check_folder(dataset: Any, split: str) -> None:
             check_folder(part, split)
     if not getattr(dataset, 'folder_to_idx', None):
         return
-    where = dataset.img_prefix
+    where = os.path.normpath(dataset.img_prefix)
+    if not os.path.isdir(where):  # on a server
+        return
     found = [os.path.relpath(path, where) for path, _ in _images(dataset)]
     hidden = [name for name in [*dataset.folder_to_idx, *found]
               if name[0] == '.' or f'{os.sep}.' in name]
@@ -175,8 +177,10 @@ def _copies(files: list[tuple]) -> list[list[tuple]]:
 
     By size, then by a piece of the middle, then by all that is in them.
     """
-    groups = [list({path: (split, path, label)
-                    for split, path, label in reversed(files)}.values())]
+    by_path: dict[str, tuple] = {}
+    for file in files:
+        by_path.setdefault(file[1], file)
+    groups = [list(by_path.values())]
     with ThreadPoolExecutor() as pool:
         for key in (os.path.getsize, _piece, _content):
             groups = [part for group in groups

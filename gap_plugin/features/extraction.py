@@ -83,12 +83,15 @@ def extract(model: nn.Module, cfg: Config, split: str,
         pipeline=_hash([loader['dataset'], source]),
         # what these say of features, and not of the place of files
         network=_hash(_without(cfg.model.get('backbone'), _ORIGIN)),
-        transforms=_hash([_without(loader['dataset'], _PLACE if root else ()),
-                          source]),
+        transforms=_hash([_without(
+            loader['dataset'], _NAMES + (_PLACE if root else ())), source]),
         root=root,
         batch_size=loader['batch_size'], dtype=dtype, amp=amp,
         versions=dict(versions(), gap_plugin=__version__),
         **({} if view is None else dict(view=view, seed=seed)))
+
+    metainfo = {key: dataset.metainfo[key] for key in ('classes', )
+                if key in dataset.metainfo}
 
     def fingerprint_of(chosen: np.ndarray) -> dict:
         known = None if labels is None else labels[chosen].tolist()
@@ -108,6 +111,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
             [i for i, name in enumerate(names) if (
                 images[i][0] if former else name) not in skipped]))
         store.check(fingerprint)
+        # labels are the same; what their classes are called, the data say
+        store.description['metainfo'] = metainfo
         return store
     chosen = (readable(names, files, split, skip_bad) if bad is None else
               np.array([i for i, name in enumerate(names)
@@ -151,9 +156,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
     barrier()
     if rank == 0:
         writer.finish(
-            fingerprint, in_tuple=part.in_tuple, skipped=skipped, metainfo={
-                key: dataset.metainfo[key] for key in ('classes', )
-                if key in dataset.metainfo})
+            fingerprint, in_tuple=part.in_tuple, skipped=skipped,
+            metainfo=metainfo)
     barrier()
     return FeatureStore(folder)
 
@@ -182,7 +186,9 @@ def _batches(loader: dict, rows: Rows, blocks: list[int],
 #: in the fingerprint themselves, or what is trained of it.
 _ORIGIN = ('pretrained', 'checkpoint_path', 'init_cfg', 'frozen_stages',
            'norm_eval', 'with_cp')
-#: Arguments of a dataset that say where its files are.
+#: Arguments of a dataset that say what its classes are called, and where its
+#: files are.
+_NAMES = ('classes', 'metainfo')
 _PLACE = ('data_root', 'data_prefix', 'ann_file')
 
 
