@@ -4,11 +4,11 @@ import hashlib
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..files import of_each
 from ..messages import shorten
 from .class_folders import files_below, tell_passed_over
 
@@ -181,29 +181,16 @@ def _copies(files: list[tuple]) -> list[list[tuple]]:
     for file in files:
         by_path.setdefault(file[1], file)
     groups = [list(by_path.values())]
-    with ThreadPoolExecutor() as pool:
-        for key in (os.path.getsize, _piece, _content):
-            groups = [part for group in groups
-                      for part in _parted(group, key, pool)]
+    for key in (os.path.getsize, _piece, _content):
+        left = [(i, file) for i, group in enumerate(groups) for file in group]
+        parts = defaultdict(list)
+        for (i, file), value in zip(left, of_each(
+                key, [path for _, (_, path, _) in left]), strict=True):
+            if value is not None:  # not there: for those who read it
+                parts[i, value].append(file)
+        groups = [part for part in parts.values()
+                  if len({(split, label) for split, _, label in part}) > 1]
     return groups
-
-
-def _parted(group: list[tuple], key: Callable[[str], Hashable],
-            pool: ThreadPoolExecutor) -> Iterable[list[tuple]]:
-    parts = defaultdict(list)
-    for file, value in zip(group, pool.map(
-            lambda file: _or_none(key, file[1]), group), strict=True):
-        if value is not None:
-            parts[value].append(file)
-    return [part for part in parts.values()
-            if len({(split, label) for split, _, label in part}) > 1]
-
-
-def _or_none(key: Callable[[str], Hashable], path: str) -> Hashable:
-    try:
-        return key(path)
-    except OSError:  # not there, or no local file: for those who read it
-        return None
 
 
 def _identity(path: str) -> Hashable:

@@ -5,7 +5,6 @@ import os
 import random
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ..datasets.checks import check_datasets, check_folder
 from ..datasets.loading import unreadable
+from ..files import of_each
 from ..messages import shorten
 from ..models.checks import check_labels
 
@@ -163,9 +163,8 @@ def described(names: list[str], files: list[int]) -> tuple[str, list]:
     root = os.path.dirname(os.path.commonprefix([min(names), max(names)]))
     if len(files) < len(names) or not root:
         return '', [[name, None] for name in names]
-    with ThreadPoolExecutor() as pool:  # a network drive takes its time
-        return root, [[name_below(root, name), state] for name, state in zip(
-            names, pool.map(_state, names), strict=True)]
+    return root, [[name_below(root, name), state] for name, state in zip(
+        names, of_each(_state, names), strict=True)]
 
 
 def name_below(root: str, name: str) -> str:
@@ -173,11 +172,8 @@ def name_below(root: str, name: str) -> str:
     return name[len(root):].lstrip('/\\').replace(os.sep, '/')
 
 
-def _state(path: str) -> list[int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
+def _state(path: str) -> list[int]:
+    found = os.stat(path)
     return [found.st_size, found.st_mtime_ns]
 
 
