@@ -217,11 +217,9 @@ def config_text(request: NewConfig, data: Data) -> str:
     arguments = ''.join(f'        {k}={v!r},\n' for k, v in backbone.items())
     rgb = ('data_preprocessor = dict(to_rgb=False)  # the dataset gives RGB\n'
            if data.rgb else '')
-    test_loader = 'val_dataloader'
-    if data.test:
-        test_loader = ('dict(val_dataloader, dataset=dict(\n    '
-                       'pipeline=test_pipeline, **'
-                       f'{literal(data.test, 4)}))')
+    test_loader = 'val_dataloader' if not data.test else (
+        'dict(val_dataloader, dataset=dict(\n    pipeline=test_pipeline, **'
+        f'{literal(data.test, 4)}))')
     warmup = max(epochs // 10, 1) if epochs > 1 else 0
     schedule = ''
     if warmup:
