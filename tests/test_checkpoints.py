@@ -5,6 +5,7 @@ import pickle
 import signal
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -204,7 +205,7 @@ def test_a_checkpoint_of_other_classes_is_not_tested(kind, tmp_path):
             model=model(), work_dir=str(tmp_path / 'w'), **given,
             test_dataloader=named(names), load_from=path, log_level='ERROR',
             default_hooks=dict(checkpoint=dict(type=hook)),
-            experiment_name=f'{kind}{time.time_ns()}',
+            experiment_name=f'{kind}{uuid4().hex}',
             default_scope='mmpretrain', env_cfg=dict(), **load)
         return RUNNERS.get(kind).from_cfg(cfg).test()
 
