@@ -10,7 +10,9 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
+from ..datasets.checks import check_folder
 from ..engine.building import check_fits, model_config
+from ..engine.checkpoint_hook import ClassNamesHook
 from ..files import written_whole
 from . import console
 from .building import build_runner, load_config
@@ -105,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
         while hasattr(model, 'module'):  # test-time augmentation, DDP
             model = model.module
         check_fits(model, args.checkpoint)
+        check_folder(runner.test_dataloader.dataset, 'test')
         return dict(
             console.describe_model(model, cfg),
             test=console.describe_data(runner.test_dataloader.dataset),
@@ -114,6 +117,7 @@ def run(args: argparse.Namespace) -> None:
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))
     runner.register_hook(ConsoleHook(about))
+    runner.register_hook(ClassNamesHook())
     metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
         with written_whole(args.out) as path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..features.images import refuse_unlabelled
 from ..features.store import FeatureStore
 
 #: Weight of a neighbour of cosine similarity s is exp(s / 0.07), as in
@@ -118,6 +119,7 @@ def _sklearn(module: str) -> Any:
 
 def _check_single(*stores: FeatureStore) -> None:
     for store in stores:
+        refuse_unlabelled(store.labels, store.folder.name)
         if store.labels.ndim > 1:
             raise ValueError('knn and shots take one label an image, got '
                              f'several in {str(store.folder)!r}.')

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..features.fixed_part import weights_of
-from ..features.images import check_split
+from ..features.images import check_split, refuse_unlabelled
 from ..features.store import FeatureStore, differing
 from ..files import written_whole
 from .batches import feature_loader, takes_whole
@@ -86,11 +86,12 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     if len(settings) > 1 and val is None:
         raise ValueError(f'{len(settings)} settings of the optimiser and no '
                          'validation: it is what chooses one of them.')
-    if len({view.fingerprint.get('data') for view in views}) > 1:
+    if len({view.images for view in views}) > 1:
         raise ValueError('the views are not of the same images: extract them '
                          'again with force=True.')
     for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
+            refuse_unlabelled(store.labels, split)
             check_split(store.labels, model, split)
     augments = (cfg.model.get('train_cfg') or {}).get('augments')
     if augments:
