@@ -29,6 +29,7 @@ with warnings.catch_warnings():
         BindPipelineHook,
         allow_classes,
         allow_host_checkpoints,
+        check_host_loads,
     )
     from .models import (
         BNNeck,
@@ -40,6 +41,7 @@ with warnings.catch_warnings():
 from .version import __version__
 
 allow_host_checkpoints()
+check_host_loads()
 
 __all__ = [
     'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper',

@@ -26,7 +26,8 @@ WRONG = {
         in_channels=True, num_classes='3', bias='no', dropout='0.1',
         init_cfg=5)),
     gap_plugin.TimmFeatureBackbone: (NETWORK, dict(
-        model_name='', pretrained='yes', checkpoint_path=5, in_channels=0,
+        model_name='', pretrained='yes', checkpoint_path=5, checkpoint_key=5,
+        in_channels=0,
         out_feature=5, out_indices='12', frozen_stages=True, tune=True,
         norm_eval='no', with_cp='no', channels_last=0, deploy='no',
         img_size='a', timm_kwargs='a', init_cfg='Normal')),

@@ -4,14 +4,12 @@ import re
 import warnings
 
 import pytest
-import torch
 from mmengine.config import Config
 from PIL import Image
 
-from commands import DIGITS, last_line, main
+from commands import DIGITS, last_line, main, python
 from gap_plugin.cli import console, flags
 from gap_plugin.cli.command import one_line
-from gap_plugin.engine.building import check_fits
 from gap_plugin.messages import first_line, shorten
 
 SHORT = ('train_dataloader.dataset.indices=64', 'train_cfg.max_epochs=1')
@@ -159,30 +157,18 @@ def test_images_that_are_left_out_are_said(tmp_path):
     assert ' --cfg-options model.backbone.pretrained=False' in following
 
 
-def test_weights_that_a_model_lacks_are_counted(tmp_path):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
-    path = tmp_path / 'c.pth'
-    state = model.state_dict()
-    torch.save(dict(state_dict=state), path)
-    check_fits(model, str(path))
-    del state['0.bias']
-    state['1.weight'] = torch.zeros(2, 3)
-    torch.save(state, path)
-    with pytest.raises(ValueError, match=r"1 weights missing: '0\.bias'; "
-                       r"1 weights of another shape: '1\.weight'"):
-        check_fits(model, str(path))
-    check_fits(model, str(path), '1.bias')
-
-
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     train(tmp_path, 'model.backbone.model_name=test_convnext')
-    for command, *more in (('test', tmp_path / 'epoch_1.pth'),
-                           ('extract', '--checkpoint',
-                            tmp_path / 'epoch_1.pth')):
+    path = tmp_path / 'epoch_1.pth'
+    for command, *more in (('test', path), ('extract', '--checkpoint', path),
+                           ('probe', '--freeze', '--checkpoint', path)):
         text = main(command, 'digits/test_nfnet', *more, '--work-dir',
                     tmp_path, ok=False)
         assert re.search(r'does not fit .*\d+ weights missing',
                          last_line(text))
+    text = python('gap_plugin.stock', 'test', DIGITS, path, '--work-dir',
+                  tmp_path, ok=False)
+    assert re.search(r'does not fit .*\d+ weights missing', last_line(text))
 
 
 def test_many_names_are_cut_with_their_count():

@@ -11,7 +11,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
 from ..datasets.checks import check_folder
-from ..engine.building import check_fits, model_config
+from ..engine.building import model_config
 from ..engine.checkpoint_hook import ClassNamesHook
 from ..files import written_whole
 from . import console
@@ -106,7 +106,6 @@ def run(args: argparse.Namespace) -> None:
         model = runner.model
         while hasattr(model, 'module'):  # test-time augmentation, DDP
             model = model.module
-        check_fits(model, args.checkpoint)
         check_folder(runner.test_dataloader.dataset, 'test')
         return dict(
             console.describe_model(model, cfg),

@@ -1,6 +1,7 @@
 """What training runs on: hooks, safe loading, precision, shards."""
 
 from .binding_hook import BindPipelineHook
+from .checked_loading import check_host_loads
 from .checkpoint_hook import AtomicCheckpointHook
 from .precision import Bfloat16OptimWrapper
 from .safe_loading import allow_classes, allow_host_checkpoints
@@ -8,5 +9,6 @@ from .sharding import timm_auto_wrap_policy
 
 __all__ = [
     'AtomicCheckpointHook', 'Bfloat16OptimWrapper', 'BindPipelineHook',
-    'allow_classes', 'allow_host_checkpoints', 'timm_auto_wrap_policy'
+    'allow_classes', 'allow_host_checkpoints', 'check_host_loads',
+    'timm_auto_wrap_policy'
 ]

@@ -1,18 +1,13 @@
-"""The model of a config, as a runner builds it; weights that fit it."""
+"""The model of a config, as a runner builds it; classes of a checkpoint."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import (
-    CheckpointLoader,
-    load_checkpoint,
-    set_random_seed,
-)
+from mmengine.runner import load_checkpoint, set_random_seed
 from mmengine.utils import import_modules_from_strings
 from mmengine.utils.dl_utils import set_multi_processing
 from mmpretrain.registry import MODELS
@@ -32,7 +27,7 @@ def build_classifier(cfg: Config, checkpoint: str | None = None) -> nn.Module:
         checkpoint: Weights; None for those that the config loads.
 
     Raises:
-        ValueError: If the backbone needs weights that a checkpoint lacks.
+        ValueError: If a checkpoint does not fit its backbone.
     """
     if cfg.get('custom_imports'):  # a process that was given the config
         import_modules_from_strings(**cfg.custom_imports)
@@ -48,7 +43,6 @@ def build_classifier(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     model.init_weights()
     checkpoint = checkpoint or cfg.get('load_from')
     if checkpoint:
-        check_fits(model, checkpoint, 'backbone.')
         load_checkpoint(model, checkpoint, map_location='cpu')
     return model.to(get_device())
 
@@ -62,41 +56,6 @@ def model_config(cfg: Config) -> ConfigDict:
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg.model
-
-
-def check_fits(model: nn.Module, checkpoint: str, part: str = '') -> None:
-    """Refuse a checkpoint that lacks what a model needs.
-
-    MMEngine loads what fits, and leaves the rest as it was made by chance.
-
-    Args:
-        model: Built.
-        checkpoint: File or address; a folder of shards is left to MMEngine.
-        part: What the names of the weights in question begin with.
-
-    Raises:
-        ValueError: With counts and first names.
-    """
-    if Path(checkpoint).is_dir():
-        return
-    found = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    found = found.get('state_dict', found)
-    shapes = {name.removeprefix('module.'): getattr(value, 'shape', None)
-              for name, value in found.items()}
-    needed = {name: value.shape for name, value in model.state_dict().items()
-              if name.startswith(part)
-              and not name.endswith('num_batches_tracked')}
-    missing = [name for name in needed if name not in shapes]
-    others = [name for name, shape in needed.items()
-              if shapes.get(name, shape) != shape]
-    if missing or others:
-        told = [f'{len(names)} weights {what}: {shorten(names)}'
-                for names, what in ((missing, 'missing'),
-                                    (others, 'of another shape')) if names]
-        raise ValueError(
-            f'checkpoint {checkpoint!r} does not fit the model of the config '
-            f'({"; ".join(told)}): give the checkpoint of this model, or the '
-            'changes of the config that it was trained with.')
 
 
 def check_classes(checkpoint: dict, classes: Sequence[str] | None,

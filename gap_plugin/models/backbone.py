@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from timm.utils.model import reparameterize_model
@@ -25,6 +26,7 @@ from ..timm_network import (
     tune_part,
 )
 from .norm_repair import NormConversions
+from .stored_weights import StoredWeights
 
 
 @MODELS.register_module()
@@ -42,8 +44,11 @@ class TimmFeatureBackbone(BaseModule):
         pretrained: Whether to load timm's own weights, from the hub or its
             cache.
         checkpoint_path: A local file of weights under timm's names
-            (``.safetensors``, ``.pth``, ``.bin``, ``.npz``) or a checkpoint
-            of MMPretrain; a classifier in it is left out.
+            (``.safetensors``, ``.pth``, ``.bin``, ``.npz``, ``.ckpt``),
+            whatever stands ahead of them, or a checkpoint of MMPretrain; a
+            classifier in it is left out.
+        checkpoint_key: With which names those weights begin, where a file has
+            several, such as ``'student'``; None for those that fit best.
         in_channels: Channels of the image; timm adapts the weights of the
             stem.
         out_feature: ``'final_conv'``: the output of the network's
@@ -97,6 +102,7 @@ class TimmFeatureBackbone(BaseModule):
                  *,
                  pretrained: bool = False,
                  checkpoint_path: str | None = None,
+                 checkpoint_key: str | None = None,
                  in_channels: int = 3,
                  out_feature: str = 'final_conv',
                  out_indices: int | tuple[int, ...] | None = None,
@@ -113,6 +119,7 @@ class TimmFeatureBackbone(BaseModule):
         check_arguments(
             'TimmFeatureBackbone',
             path_or_none=dict(checkpoint_path=checkpoint_path),
+            text_or_none=dict(checkpoint_key=checkpoint_key),
             flag=dict(norm_eval=norm_eval, with_cp=with_cp, deploy=deploy,
                       channels_last=channels_last),
             settings_or_none=dict(timm_kwargs=timm_kwargs),
@@ -123,8 +130,11 @@ class TimmFeatureBackbone(BaseModule):
             check_size(img_size)
             img_size = pair(img_size)
         spec = NetworkSpec(model_name, pretrained, checkpoint_path,
-                           in_channels, img_size, timm_kwargs or {})
-        model, report, self._path = prepared(spec, out_feature, out_indices)
+                           in_channels, img_size, timm_kwargs or {},
+                           checkpoint_key)
+        model, loading, self._path = prepared(spec, out_feature, out_indices)
+        for line in loading.lines() if loading is not None else ():
+            print_log(line, logger='current')
         self.model_name = model_name
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
@@ -134,10 +144,6 @@ class TimmFeatureBackbone(BaseModule):
         self.image_size = image_size(spec, model)
         self.data_source = DataSource(model_name, model.pretrained_cfg,
                                       img_size, in_channels)
-        unused = tuple(f'{m}.' for m in self._path.unused_modules)
-        if report is not None:
-            report.check(model, checkpoint_path, model_name,
-                         unused + self._path.unused_parameters)
         # of the last map: MMPretrain's tools ask for it
         self.out_indices = (-1, ) if out_indices is None else tuple(
             out_indices)
@@ -172,10 +178,8 @@ class TimmFeatureBackbone(BaseModule):
                     'checkpointing in timm; use with_cp=False.') from None
         self.train(self.training)
 
-        self._has_weights = pretrained or checkpoint_path is not None
-        # checkpoints of TIMMBackbone hold what is taken out here
-        self._unused_keys = tuple(f'timm_model.{m}' for m in unused)
-        self._register_load_state_dict_pre_hook(self._before_load)
+        self.has_weights = pretrained or checkpoint_path is not None
+        self.stored = StoredWeights(self, spec, self._path)
         remember(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -241,7 +245,7 @@ class TimmFeatureBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, unless weights have been loaded."""
-        if not self._has_weights:
+        if not self.has_weights:
             super().init_weights()
 
     def get_layer_depth(self,
@@ -288,13 +292,6 @@ class TimmFeatureBackbone(BaseModule):
         """
         host_init = getattr(fn, '__module__', '') == (
             'mmengine.model.weight_init')
-        if host_init and self._has_weights:
+        if host_init and self.has_weights:
             return self
         return super().apply(fn)
-
-    def _before_load(self, state_dict: dict, prefix: str, *_: Any) -> None:
-        if any(k.startswith(f'{prefix}timm_model.') for k in state_dict):
-            self._has_weights = True
-        keys = tuple(f'{prefix}{k}' for k in self._unused_keys)
-        for key in [k for k in state_dict if keys and k.startswith(keys)]:
-            del state_dict[key]

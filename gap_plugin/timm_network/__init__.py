@@ -1,10 +1,12 @@
 """timm networks as feature extractors: pure torch and timm, no OpenMMLab.
 
-Reading order: :mod:`.weights` (files), :mod:`.create` (the network with its
-weights; :mod:`.hub`: whether they can be had), :mod:`.image_settings` (its
-images), :mod:`.trace` (what a run of it shows), :mod:`.unused` (what can
-go), :mod:`.feature_map` (where its last map is), :mod:`.sizes` (which images
-it takes), :mod:`.depth` (which parameter lies how deep).
+Reading order: :mod:`.weights` (files), :mod:`.fit` (whether they are those of
+a network), :mod:`.grids` (position embeddings), :mod:`.loading` (their way
+into it), :mod:`.create` (the network with its weights; :mod:`.hub`: whether
+they can be had), :mod:`.image_settings` (its images), :mod:`.trace` (what a
+run of it shows), :mod:`.unused` (what can go), :mod:`.feature_map` (where its
+last map is), :mod:`.sizes` (which images it takes), :mod:`.depth` (which
+parameter lies how deep).
 """
 
 from .create import (
@@ -25,13 +27,13 @@ from .image_settings import (
     pair,
     remember,
 )
-from .sizes import image_size, prepared, size_refused
+from .sizes import adapt, image_size, prepared, size_refused
 from .trace import INPUT_ERRORS, run_for_shapes
-from .weights import KeyReport
+from .weights import IMAGE_SIZE
 
 __all__ = [
-    'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath', 'KeyReport',
-    'NetworkSpec', 'check_name', 'check_size', 'create_bare',
+    'IMAGE_SIZE', 'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath',
+    'NetworkSpec', 'adapt', 'check_name', 'check_size', 'create_bare',
     'create_network', 'data_source', 'freeze', 'is_registered',
     'image_size', 'live_source', 'layer_depths', 'pair', 'prepare',
     'prepared', 'read_features', 'remember', 'run_for_shapes',

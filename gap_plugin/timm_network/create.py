@@ -1,19 +1,19 @@
 """Building a timm network with its weights, from arguments that are checked.
 
-Everything goes through ``timm.create_model``: local files are handed to timm
-as the source of its pretrained weights, so that its own filters, stem
-adaptation and position embedding resampling apply to them too.
+Everything goes through ``timm.create_model``, and weights of every source
+through timm's own loader, so that its filters, stem adaptation and resampling
+of position embeddings apply to local files too.
 """
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import timm
 import torch
-from packaging.version import Version
 from timm.models import (
-    get_pretrained_cfg,
     is_model,
     parse_model_name,
     split_model_name_tag,
@@ -22,13 +22,15 @@ from timm.models import (
 from ..messages import first_line
 from ..requirements import TIMM_COMPLETE
 from .hub import is_registered, reachable_weights
-from .weights import KeyReport, key_report, read_checkpoint
+from .loading import Loading
+from .weights import read_weights
 
 #: timm's name of an argument -> ours, which must be used instead
 _RESERVED = {
     'model_name': 'model_name',
     'pretrained': 'pretrained',
     'checkpoint_path': 'checkpoint_path',
+    'checkpoint_key': 'checkpoint_key',
     'in_chans': 'in_channels',
     'in_channels': 'in_channels',
     'out_feature': 'out_feature',
@@ -54,6 +56,7 @@ class NetworkSpec:
         in_channels: Channels of the input image.
         img_size: Height and width that it is built for; None for its own.
         timm_kwargs: Further arguments of ``timm.create_model``.
+        checkpoint_key: What leads to the weights in a file with several.
     """
 
     model_name: str
@@ -62,6 +65,7 @@ class NetworkSpec:
     in_channels: int = 3
     img_size: tuple[int, int] | None = None
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
+    checkpoint_key: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
@@ -77,6 +81,13 @@ class NetworkSpec:
                 f'pretrained=True and checkpoint_path='
                 f'{self.checkpoint_path!r} exclude each other: keep the one '
                 'whose weights you want.')
+        if self.checkpoint_key is not None and not (
+                isinstance(self.checkpoint_key, str) and self.checkpoint_key
+                and self.checkpoint_path):
+            raise ValueError(
+                f'checkpoint_key={self.checkpoint_key!r} says which of '
+                'several weights in a checkpoint_path are meant, such as '
+                "'teacher': leave it out, or give both.")
         if (not isinstance(self.in_channels, int)
                 or isinstance(self.in_channels, bool)
                 or self.in_channels < 1):
@@ -100,46 +111,50 @@ class NetworkSpec:
 
 
 def create_network(
-        spec: NetworkSpec) -> tuple[torch.nn.Module, KeyReport | None]:
+        spec: NetworkSpec) -> tuple[torch.nn.Module, Loading | None]:
     """Build a timm network without its classifier.
 
     Args:
         spec: What to build.
 
     Returns:
-        The network, and which keys of ``checkpoint_path`` did not match
-        (None when there is no such file).
+        The network, and how its weights fit (None when it has been given
+        none).
 
     Raises:
         ValueError: If the name is unknown, an argument is not taken by the
-            network, or the weights do not fit.
+            network, or the weights cannot be read.
         ConnectionError: If the weights hub is needed and does not answer.
         FileNotFoundError: If there is no ``checkpoint_path``.
     """
     check_name(spec.model_name)
-    overlay: dict[str, Any] = {}
+    loading = _weights(spec)
+    if loading is None:
+        return _create(spec, None), None
+    with loading.active():
+        return _create(spec, loading), loading
+
+
+def _weights(spec: NetworkSpec) -> Loading | None:
+    """What a network is to be given."""
+    twin = partial(sized_twin, spec)
     if spec.checkpoint_path:
-        tensors = read_checkpoint(spec.checkpoint_path)
-        overlay = dict(source='')  # else a hub name's own source comes first
-        if tensors is None:
-            overlay.update(file=spec.checkpoint_path, custom_load=True)
-        else:
-            overlay.update(state_dict=tensors, custom_load=False)
-    elif spec.pretrained or not is_registered(spec.model_name):
-        overlay = reachable_weights(spec.model_name)
-    with key_report() as report:
-        model = _create(spec, overlay)
-    if overlay:  # publish what timm says of the network, not of the file
-        plain = {}
-        if is_registered(spec.model_name):
-            # None for a name that timm has renamed
-            registered = get_pretrained_cfg(spec.model_name)
-            plain = registered.to_dict() if registered else {}
-        for key in overlay:
-            model.pretrained_cfg.pop(key, None)
-            if key in plain:
-                model.pretrained_cfg[key] = plain[key]
-    return model, report if spec.checkpoint_path else None
+        told = f'checkpoint_path {spec.checkpoint_path!r}'
+        nests, size = read_weights(spec.checkpoint_path)
+        # else a hub name's own source comes first
+        source = dict(source='')
+        if nests is None:
+            source.update(file=spec.checkpoint_path, custom_load=True)
+        return Loading(told, spec.img_size, twin, nests, source,
+                       spec.checkpoint_key, size)
+    source = {}
+    if spec.pretrained or not is_registered(spec.model_name):
+        source = reachable_weights(spec.model_name)
+    if not spec.pretrained:
+        return None
+    return Loading('the file of pretrained=True', spec.img_size,
+                   twin, None, source,
+                   checked=not is_registered(spec.model_name))
 
 
 def create_bare(spec: NetworkSpec) -> torch.nn.Module:
@@ -152,7 +167,7 @@ def create_bare(spec: NetworkSpec) -> torch.nn.Module:
         The network, on the meta device where timm can build it there. Older
         timm reads numbers off tensors while it builds most networks.
     """
-    bare = replace(spec, pretrained=False, checkpoint_path=None)
+    bare = without_weights(spec)
     try:
         with torch.device('meta'):
             return create_network(bare)[0]
@@ -160,22 +175,42 @@ def create_bare(spec: NetworkSpec) -> torch.nn.Module:
         return create_network(bare)[0]
 
 
+def sized_twin(spec: NetworkSpec, size: tuple[int, int]) -> torch.nn.Module:
+    """The same network for another image size, to look at."""
+    return create_bare(replace(spec, img_size=tuple(size)))
+
+
+def filter_of(spec: NetworkSpec) -> Callable | None:
+    """The function by which timm adapts weights of a network.
+
+    timm knows it where it builds the network with weights, and only there.
+    """
+    loading = Loading('', spec.img_size, lambda _: None, filter_only=True)
+    with loading.active():
+        try:
+            with torch.device('meta'):
+                _create(without_weights(spec), loading)
+        except (NotImplementedError, RuntimeError, ValueError):
+            _create(without_weights(spec), loading)
+    return loading.filter_fn
+
+
+def without_weights(spec: NetworkSpec) -> NetworkSpec:
+    """The same network, as it is made."""
+    return replace(spec, pretrained=False, checkpoint_path=None,
+                   checkpoint_key=None)
+
+
 def newer_timm() -> str:
     """What to do where this timm lacks something."""
     return f'pip install "timm>={TIMM_COMPLETE}" (here: {timm.__version__})'
 
 
-def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
-    kwargs = dict(spec.timm_kwargs)
-    if overlay:
-        kwargs['pretrained_cfg_overlay'] = {
-            **kwargs.get('pretrained_cfg_overlay', {}),
-            **overlay
-        }
-    from_file = bool(spec.checkpoint_path)
-    kwargs.update(
+def _create(spec: NetworkSpec, loading: Loading | None) -> torch.nn.Module:
+    kwargs = dict(
+        spec.timm_kwargs,
         model_name=spec.model_name,
-        pretrained=spec.pretrained or from_file,
+        pretrained=loading is not None,
         num_classes=0,
         in_chans=spec.in_channels)
     try:
@@ -191,30 +226,20 @@ def _create(spec: NetworkSpec, overlay: dict[str, Any]) -> torch.nn.Module:
             'what is wrong.') from None
     except (AssertionError, AttributeError, KeyError, RuntimeError,
             ValueError) as error:
-        sizes = str(error).count('size mismatch for')
-        older = ''
-        if sizes and Version(timm.__version__) < Version(TIMM_COMPLETE):
-            older = (' If they are right, this timm cannot read them without '
-                     f'a classifier or for another img_size: {newer_timm()}.')
-            if not from_file:
-                raise ValueError(
-                    f'pretrained=True: {sizes} tensors of the weights of '
-                    f'{spec.model_name!r} have another shape.{older}'
-                ) from None
-        if not from_file:
-            if not spec.timm_kwargs:
+        if loading is not None and loading.begun:
+            if loading.told in str(error):
                 raise
             raise ValueError(
-                f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} '
-                f'cannot be built with it ({first_line(error)[:160]}); '
-                'change it.') from None
-        detail = (f'{sizes} tensors of another shape' if sizes else
-                  f'{type(error).__name__}: {first_line(error)[:160]}')
+                f'{loading.told} does not fit {spec.model_name!r}: '
+                f'{type(error).__name__}: {first_line(error)[:160]}; give '
+                'the weights of this network, or the model_name that they '
+                'belong to.') from None
+        if not spec.timm_kwargs:
+            raise
         raise ValueError(
-            f'checkpoint_path {spec.checkpoint_path!r} does not fit '
-            f'{spec.model_name!r}: {detail}; give the weights of this '
-            f'network, or the model_name that they belong to.{older}'
-        ) from None
+            f'timm_kwargs {spec.timm_kwargs!r}: {spec.model_name!r} '
+            f'cannot be built with it ({first_line(error)[:160]}); '
+            'change it.') from None
 
 
 def _create_for_size(kwargs: dict[str, Any],

@@ -21,8 +21,8 @@ def reachable_weights(name: str) -> dict[str, Any]:
     """Fail fast when timm's weights are neither cached nor to be had.
 
     Returns:
-        The overlay that makes timm read the cached file when the hub does
-        not answer; empty when it does.
+        Entries of timm's ``pretrained_cfg`` that make it read the cached file
+        when the hub does not answer; empty when it does.
     """
     if not is_registered(name):
         source, repo = parse_model_name(name)
@@ -50,7 +50,8 @@ def reachable_weights(name: str) -> dict[str, Any]:
         cached = try_to_load_from_cache(
             repo, file, revision=revision or None)
         if isinstance(cached, str):
-            return dict(file=cached) if filename is None else {}
+            return {} if filename else dict(
+                file=cached, source='', custom_load=False)
     raise ConnectionError(
         f'pretrained=True: the weights of {name!r} are not in the local '
         'cache and the hub does not answer; fetch them once on a machine '

@@ -1,14 +1,25 @@
-"""Which image size a network is built for, and what it says of others."""
+"""A network with its weights and its map; what it says of image sizes."""
 
 import re
+from functools import partial
 
+import timm
+from packaging.version import Version
 from torch import nn
 
 from ..messages import first_line
-from .create import NetworkSpec, create_network
+from ..requirements import TIMM_COMPLETE
+from .create import (
+    NetworkSpec,
+    create_network,
+    filter_of,
+    newer_timm,
+    sized_twin,
+)
 from .feature_map import FeaturePath, prepare
+from .grids import Grids
 from .image_settings import data_source
-from .weights import KeyReport
+from .loading import Loading, apply_filter
 
 #: Errors of the machine, which no other size of image would mend for sure.
 _MACHINE = re.compile('out of memory|tried to allocate|ALLOC_FAILED|'
@@ -18,18 +29,35 @@ _MACHINE = re.compile('out of memory|tried to allocate|ALLOC_FAILED|'
 def prepared(
     spec: NetworkSpec, out_feature: str,
     out_indices: tuple[int, ...] | None
-) -> tuple[nn.Module, KeyReport | None, FeaturePath]:
+) -> tuple[nn.Module, Loading | None, FeaturePath]:
     """Build a network and find its map.
 
     Raises:
-        ValueError: If it cannot be built for ``img_size``, or as
-            :func:`create_network` and :func:`prepare` say.
+        ValueError: If its weights do not fit, it cannot be built for
+            ``img_size``, or as :func:`create_network` and :func:`prepare`
+            say.
     """
+    model, loading, path = _prepared(spec, out_feature, out_indices)
+    if loading is not None:
+        older = Version(timm.__version__) < Version(TIMM_COMPLETE)
+        unused = tuple(f'{m}.' for m in path.unused_modules)
+        loading.check(
+            spec.model_name, unused + path.unused_parameters,
+            ' If they are right, this timm cannot read them without a '
+            f'classifier or for another img_size: {newer_timm()}.'
+            if older else '')
+    return model, loading, path
+
+
+def _prepared(
+    spec: NetworkSpec, out_feature: str,
+    out_indices: tuple[int, ...] | None
+) -> tuple[nn.Module, Loading | None, FeaturePath]:
     try:
-        model, report = create_network(spec)
+        model, loading = create_network(spec)
         size = (spec.in_channels, *image_size(spec, model))
-        return model, report, prepare(model, out_feature, out_indices, size,
-                                      spec.key)
+        return model, loading, prepare(model, out_feature, out_indices, size,
+                                       spec.key)
     # TypeError and ValueError are of other arguments
     except (ArithmeticError, AssertionError, IndexError,
             RuntimeError) as error:
@@ -67,3 +95,35 @@ def size_refused(error: Exception, model_name: str, size: tuple[int, int],
 def image_size(spec: NetworkSpec, model: nn.Module) -> tuple[int, int]:
     """Height and width of an image that the network takes."""
     return spec.img_size or tuple(model.pretrained_cfg['input_size'][1:])
+
+
+def adapt(state_dict: dict, prefix: str, model: nn.Module, spec: NetworkSpec,
+          unused: tuple[str, ...], source: tuple[int, int] | None) -> bool:
+    """Make weights that are about to be loaded those of a network.
+
+    Args:
+        state_dict: Name -> tensor; changed in place.
+        prefix: What stands ahead of the network's own names.
+        model: The network.
+        spec: What it was built from.
+        unused: What begins like this has been taken off it.
+        source: The image size that they are for, if they say.
+
+    Returns:
+        Whether there are any.
+
+    Raises:
+        ValueError: If the grid of their position embeddings is unknown.
+    """
+    found = {name[len(prefix):]: state_dict.pop(name)
+             for name in list(state_dict) if name.startswith(prefix)}
+    tensors = {name: value for name, value in found.items()
+               if not name.startswith(unused)}
+    if tensors:
+        grids = Grids(model, image_size(spec, model),
+                      partial(sized_twin, spec), 'the checkpoint')
+        tensors = grids.adapt(tensors, source, ours=True)
+        if grids.other_shape(tensors):
+            tensors = apply_filter(filter_of(spec), tensors, model)
+    state_dict.update((prefix + name, v) for name, v in tensors.items())
+    return bool(found)
