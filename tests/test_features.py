@@ -406,6 +406,18 @@ def test_what_changes_no_features_is_told(change, tmp_path, monkeypatch):
         True for key in change if 'batch' in key]
 
 
+def test_the_same_weights_may_come_from_a_part_of_a_file(tmp_path,
+                                                         monkeypatch):
+    model, cfg = digits()
+    extract(model, cfg, 'val', tmp_path / 'val')
+    torch.save(dict(a=model.backbone.timm_model.state_dict()),
+               tmp_path / 'a.pth')
+    no_pass(monkeypatch)
+    assert len(extract(*digits({
+        'model.backbone.checkpoint_path': str(tmp_path / 'a.pth'),
+        'model.backbone.checkpoint_key': 'a'}), 'val', tmp_path / 'val'))
+
+
 def as_made(folder, change):
     path = folder / 'store.json'
     made = json.loads(path.read_text())

@@ -217,8 +217,8 @@ def _batches(loader: dict, rows: Rows, blocks: list[int],
 
 #: Arguments of a backbone that say where its weights come from, which stand
 #: in the fingerprint themselves, or what is trained of it.
-_ORIGIN = ('pretrained', 'checkpoint_path', 'init_cfg', 'frozen_stages',
-           'norm_eval', 'with_cp')
+_ORIGIN = ('pretrained', 'checkpoint_path', 'checkpoint_key', 'init_cfg',
+           'frozen_stages', 'norm_eval', 'with_cp')
 #: Arguments of a dataset that say what its classes are called, and where its
 #: files are.
 _NAMES = ('classes', 'metainfo')
