@@ -199,9 +199,7 @@ def config_text(request: NewConfig, data: Data) -> str:
     """The text of the config."""
     about, rate, epochs, frozen = RECIPES[request.recipe]
     epochs = request.epochs or epochs
-    batch = request.batch_size
-    if data.size is not None:
-        batch = max(min(batch, data.size), 2)
+    batch = max(min(request.batch_size, data.size or request.batch_size), 2)
     backbone = dict(model_name=request.model, **frozen)
     comment = ''
     if request.checkpoint:
@@ -215,12 +213,16 @@ def config_text(request: NewConfig, data: Data) -> str:
     if data.in_channels != 3:
         backbone['in_channels'] = data.in_channels
     refuse_undecodable([*backbone.values(), *data.train.values(),
-                        *data.val.values(), *data.classes])
+                        *data.val.values(), *(data.test or {}).values(),
+                        *data.classes])
     load = "    dict(type='LoadTimmImage'),\n" if data.load else ''
     flip = ', hflip=0.' if data.in_channels == 1 else ''  # digits
     arguments = ''.join(f'        {k}={v!r},\n' for k, v in backbone.items())
     rgb = ('data_preprocessor = dict(to_rgb=False)  # the dataset gives RGB\n'
            if data.rgb else '')
+    test_loader = 'val_dataloader' if not data.test else (
+        'dict(val_dataloader, dataset=dict(\n    pipeline=test_pipeline, **'
+        f'{literal(data.test, 4)}))')
     warmup = max(epochs // 10, 1) if epochs > 1 else 0
     schedule = f"""    dict(
         type='LinearLR', start_factor=0.01, end={warmup},
@@ -266,7 +268,7 @@ val_dataloader = dict(
     persistent_workers={request.workers > 0},
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(pipeline=test_pipeline, **val_dataset))
-test_dataloader = val_dataloader
+test_dataloader = {test_loader}
 val_evaluator = dict(type='Accuracy', topk={(1, 5) if data.count > 9 else (1,)
                                             !r})
 test_evaluator = val_evaluator

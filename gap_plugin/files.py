@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 #: End of the names that something has while it is no whole file or folder.
@@ -136,6 +138,27 @@ def flush_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
+
+
+def of_each(work: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
+    """What a function gives of each of many files, by threads.
+
+    It is for what waits for a disk, which may be at the other end of a
+    network. Where the system refuses it (:exc:`OSError`), it is None.
+    """
+
+    def of_some(start: int) -> list[Any]:
+        found = []
+        for path in paths[start:start + 256]:
+            try:
+                found.append(work(path))
+            except OSError:
+                found.append(None)
+        return found
+
+    with ThreadPoolExecutor() as pool:
+        return [one for some in pool.map(of_some, range(0, len(paths), 256))
+                for one in some]
 
 
 def _flush_file(path: Path) -> None:

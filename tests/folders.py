@@ -43,7 +43,8 @@ def write_folder(root):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(4 if split == 'train' else 2):
-                image = np.full((40 + i, 50, 3), label, np.uint8)
+                height = 40 + i if split == 'train' else 50 + i
+                image = np.full((height, 50, 3), label, np.uint8)
                 Image.fromarray(image).save(folder / f'{name}_{i}.png')
 
 

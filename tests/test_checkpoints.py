@@ -5,12 +5,14 @@ import pickle
 import signal
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
+from commands import DIGITS, OURS, last_line, python
 from gap_plugin.engine.checkpoint_hook import _Renaming, clear_partial
 from kills import KILLS, fork, moments
 from networks import full
@@ -199,3 +201,63 @@ def test_a_run_without_a_batch_is_refused_and_has_no_best_model(
                train_dataloader=dict(data('train', 4), drop_last=True)
                ).train()
     assert not list(tmp_path.rglob('*.pth'))
+
+
+def named(names, split='test', count=8):
+    """A dataloader of a few digits whose classes are called so."""
+    loader = data(split, count, 8)
+    loader['dataset']['metainfo'] = dict(classes=names)
+    return loader
+
+
+@pytest.mark.parametrize('kind', ['Runner', 'FlexibleRunner'])
+def test_a_checkpoint_of_other_classes_is_not_tested(kind, tmp_path):
+    """By the hook that configs of before have already."""
+    train(tmp_path / 'w')
+    path = str(tmp_path / 'w' / 'epoch_2.pth')
+    given = Config(dict(test_cfg=dict(), test_evaluator=dict(type='Accuracy')))
+
+    def tested(names, hook='AtomicCheckpointHook', **load):
+        cfg = dict(
+            model=model(), work_dir=str(tmp_path / 'w'), **given,
+            test_dataloader=named(names), load_from=path, log_level='ERROR',
+            default_hooks=dict(checkpoint=dict(type=hook)),
+            experiment_name=f'{kind}{uuid4().hex}',
+            default_scope='mmpretrain', env_cfg=dict(), **load)
+        return RUNNERS.get(kind).from_cfg(cfg).test()
+
+    tested(list('0123456789'))
+    for names, told in ((list('0132456789'), "class 2 is '2' there and '3' "
+                         'here'),
+                        ([*'012345678', 'ix'], "'9' are there alone; 'ix' "
+                         'are here alone')):
+        with pytest.raises(ValueError, match='epoch_2.pth.* trained on other '
+                           rf"classes than those of 'test', .*\({told}"):
+            tested(names)
+    tested(list('0132456789'), 'CheckpointHook')  # nobody asks
+    saved = torch.load(path)
+    del saved['meta']['dataset_meta']
+    torch.save(saved, path)
+    tested(list('0132456789'))  # nobody knows
+
+
+def test_a_run_goes_on_with_its_own_classes_alone(tmp_path):
+    train(tmp_path / 'w')
+    other = dict(train_dataloader=named([*'abcdefghij'], 'train', 16),
+                 load_from=str(tmp_path / 'w' / 'epoch_2.pth'),
+                 default_hooks=HOOKS, log_level='ERROR')
+    others = dict(other, val_dataloader=other['train_dataloader'])
+    with pytest.raises(ValueError, match="classes than those of 'train'"):
+        runner(tmp_path / 'w', 3, resume=True, **others).train()
+    runner(tmp_path / 'x', 1, **others).train()  # starts from its weights
+
+
+def test_the_command_asks_for_classes_whatever_the_hooks(tmp_path):
+    train(tmp_path / 'w')
+    text = python(OURS / 'test.py', DIGITS, tmp_path / 'w' / 'epoch_2.pth',
+                  '--work-dir', tmp_path / 'w', '--cfg-options',
+                  'default_hooks.checkpoint.type=CheckpointHook',
+                  'model.backbone.model_name=test_resnet',
+                  'test_dataloader.dataset.metainfo.classes='
+                  '"[1,0,2,3,4,5,6,7,8,9]"', ok=False)
+    assert "class 0 is '0' there and '1' here" in last_line(text)

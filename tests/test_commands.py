@@ -109,11 +109,12 @@ def test_arguments_become_flags_and_names_stay_as_they_are():
 
 
 def images(root, count):
-    """Two classes, so many images each."""
+    """Two classes, so many different images each."""
     for name in ('black', 'white'):
         (root / name).mkdir(parents=True)
         for i in range(count):
-            Image.new('RGB', (40, 40), name).save(root / name / f'{i}.png')
+            Image.new('RGB', (40 + i, 40), name).save(
+                root / name / f'{i}.png')
 
 
 def test_an_error_of_a_worker_is_told_by_its_cause():
@@ -133,7 +134,7 @@ def test_a_broken_image_is_named_by_a_worker_of_a_training(tmp_path):
                 '--cfg-options', 'model.backbone.pretrained=False', ok=False)
     line = last_line(text)
     assert ': error: ' in line and 'Caught' not in line
-    assert 'cannot identify image file' in line and '.log)' in line
+    assert 'it is no image that Pillow knows' in line and '.log)' in line
 
 
 def test_images_that_are_left_out_are_said(tmp_path):

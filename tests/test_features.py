@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from commands import DIGITS, OURS, call, free_port, last_line, python
 from errors import one_line
 from gap_plugin.datasets import LoadTimmImage
 from gap_plugin.features import FeatureStore, StoreWriter, extract, remove
-from gap_plugin.features.images import BadImages
+from gap_plugin.features.images import BadImages, check_probed
 from gap_plugin.features.store import digest
-from gap_plugin.probing import save_whole
+from gap_plugin.probing import knn, probe, save_whole
 from kills import KILLS, fork, moments
 from networks import full
 from runs import digits
@@ -327,8 +328,9 @@ def test_a_store_is_used_again_without_a_pass(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('change, field', [
-    ({'model.backbone.out_feature': 'forward_features'}, 'backbone'),
-    ({'test_dataloader.batch_size': 64}, 'batch_size'),
+    ({'model.backbone.out_feature': 'forward_features'}, 'network'),
+    ({'test_dataloader.dataset.pipeline': [dict(type='PackInputs')]},
+     'transforms'),
     ({'val_dataloader.dataset.indices': 100}, 'rows'),
     ({'model.data_preprocessor': dict(mean=[0., 0., 0.])}, 'preprocessor'),
 ])
@@ -338,6 +340,182 @@ def test_a_store_of_something_else_is_not_used(tmp_path, change, field):
         extract(*digits(change), 'val', tmp_path / 'val')
     assert len(FeatureStore(tmp_path / 'val')) == 355
     extract(*digits(change), 'val', tmp_path / 'val', force=True)
+
+
+def stored(root, folder, **changes):
+    """A store of a folder of images, of each by two pipelines at random."""
+    return extract(*digits({**image_config(root), **changes}), 'val', folder)
+
+
+def no_pass(monkeypatch):
+    monkeypatch.setattr('gap_plugin.features.FixedPart.forward',
+                        lambda *_: pytest.fail('a second pass'))
+
+
+def test_an_image_replaced_under_its_name_is_noticed(tmp_path, monkeypatch):
+    root = tmp_path / 'd'
+    folder_of_images(root, [])
+    stored(root, tmp_path / 'val')
+    path = root / 'a' / '1.png'
+    content, time = path.read_bytes(), path.stat().st_mtime_ns
+    no_pass(monkeypatch)
+    os.utime(path, ns=(time, time + 1))
+    with pytest.raises(ValueError, match='otherwise: images .* against'):
+        stored(root, tmp_path / 'val')
+    path.write_bytes(content + b'0')
+    os.utime(path, ns=(time, time))
+    with pytest.raises(ValueError, match='otherwise: images .* against'):
+        stored(root, tmp_path / 'val')
+    path.write_bytes(content)
+    os.utime(path, ns=(time, time))
+    stored(root, tmp_path / 'val')
+
+
+def test_images_that_have_moved_are_the_same(tmp_path, monkeypatch):
+    root = tmp_path / 'd'
+    folder_of_images(root, ['b/2.png'])
+    options = image_config(root)
+    store = extract(*digits(options), 'val', tmp_path / 'val', skip_bad=True)
+    no_pass(monkeypatch)
+    root.rename(tmp_path / 'e')
+    moved = image_config(tmp_path / 'e')
+    with pytest.warns(UserWarning, match=r'is used as it is: what differs '
+                      rf'changes no features \(root {root} against'):
+        again = extract(*digits(moved), 'val', tmp_path / 'val',
+                        skip_bad=True)
+    assert len(again) == len(store) == 7
+    assert again.images == store.images
+    # the same pictures, read otherwise
+    moved['test_dataloader']['dataset']['pipeline'][1] = dict(
+        type='TimmTestTransform', crop_pct=.5)
+    with pytest.raises(ValueError, match='otherwise: transforms .* against'):
+        extract(*digits(moved), 'val', tmp_path / 'val', skip_bad=True)
+
+
+@pytest.mark.parametrize('change', [
+    {'test_dataloader.batch_size': 64},
+    {'model.backbone.frozen_stages': 'all', 'model.backbone.norm_eval': True}])
+def test_what_changes_no_features_is_told(change, tmp_path, monkeypatch):
+    extract(*digits(), 'val', tmp_path / 'val')
+    no_pass(monkeypatch)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        assert len(extract(*digits(change), 'val', tmp_path / 'val')) == 355
+    told = [str(w.message) for w in told if 'no features' in str(w.message)]
+    assert [('batch_size' in text) for text in told] == [
+        True for key in change if 'batch' in key]
+
+
+def test_the_same_weights_may_come_from_a_part_of_a_file(tmp_path,
+                                                         monkeypatch):
+    model, cfg = digits()
+    extract(model, cfg, 'val', tmp_path / 'val')
+    torch.save(dict(a=model.backbone.timm_model.state_dict()),
+               tmp_path / 'a.pth')
+    no_pass(monkeypatch)
+    assert len(extract(*digits({
+        'model.backbone.checkpoint_path': str(tmp_path / 'a.pth'),
+        'model.backbone.checkpoint_key': 'a'}), 'val', tmp_path / 'val'))
+
+
+def as_made(folder, change):
+    path = folder / 'store.json'
+    made = json.loads(path.read_text())
+    change(made['fingerprint'])
+    path.write_text(json.dumps(made))
+
+
+def test_a_patch_release_is_told_and_another_one_refused(tmp_path,
+                                                         monkeypatch):
+    extract(*digits(), 'val', tmp_path / 'val')
+    no_pass(monkeypatch)
+
+    def version(name, parts, by):
+        def change(made):
+            numbers = made['versions'][name].split('+')[0].split('.')
+            made['versions'][name] = '.'.join([*numbers[:parts], by])
+        return change
+
+    as_made(tmp_path / 'val', version('torch', 2, '99+cpu'))
+    with pytest.warns(UserWarning, match=r'no features \(versions .*torch'):
+        extract(*digits(), 'val', tmp_path / 'val')
+    for change in (version('timm', 2, '99'), version('torch', 1, '99.1')):
+        as_made(tmp_path / 'val', change)
+        with pytest.raises(ValueError, match='made otherwise: versions'):
+            extract(*digits(), 'val', tmp_path / 'val')
+
+
+def test_a_store_of_before_goes_by_what_it_says(tmp_path, monkeypatch):
+    """It knows no sizes and times, and names places with its images."""
+    root = tmp_path / 'd'
+    folder_of_images(root, [])
+    stored(root, tmp_path / 'val')
+
+    def former(made):
+        for name in ('images', 'transforms', 'network', 'root'):
+            del made[name]
+
+    as_made(tmp_path / 'val', former)
+    no_pass(monkeypatch)
+    os.utime(root / 'a' / '1.png', ns=(0, 0))
+    assert len(stored(root, tmp_path / 'val')) == 8
+    root.rename(tmp_path / 'e')
+    with pytest.raises(ValueError, match='otherwise: pipeline .*, data .*'):
+        stored(tmp_path / 'e', tmp_path / 'val')
+
+
+def test_half_of_a_store_is_gone_on_with_in_its_own_batches(tmp_path):
+    whole = stored(*folder_and(tmp_path), tmp_path / 'whole')
+    writer = StoreWriter(tmp_path / 'val', 8, 192, 'float32', 3)
+    writer.prepare(whole.labels, list(whole.sample_ids), whole.fingerprint)
+    with pytest.raises(ValueError, match='half of another .*block 3 against'):
+        stored(tmp_path / 'd', tmp_path / 'val', **{
+            'test_dataloader.batch_size': 4})
+    assert len(stored(tmp_path / 'd', tmp_path / 'val')) == 8
+
+
+def folder_and(tmp_path):
+    folder_of_images(tmp_path / 'd', [])
+    return (tmp_path / 'd', )
+
+
+def test_class_names_are_those_of_the_data_of_today(tmp_path):
+    extract(*digits(), 'val', tmp_path / 'val')
+    names = [f'digit {i}' for i in range(10)]
+    store = extract(*digits({'val_dataloader.dataset.metainfo': dict(
+        classes=names)}), 'val', tmp_path / 'val')
+    assert list(store.description['metainfo']['classes']) == names
+
+
+def test_images_without_labels_are_stored_and_not_probed(tmp_path):
+    folder_of_images(tmp_path / 'd', [])
+    options = image_config(tmp_path / 'd')
+    for loader in options.values():
+        loader['dataset']['with_label'] = False
+    options['train_dataloader'] = options['val_dataloader']
+    model, cfg = digits(options)
+    store = extract(model, cfg, 'val', tmp_path / 'val')
+    assert store.labels is None and len(store) == 8
+    assert sorted(path.name for path in (tmp_path / 'val').iterdir()) == [
+        'features.npy', 'sample_ids.npy', 'store.json']
+    named = extract(*digits(image_config(tmp_path / 'd')), 'val',
+                    tmp_path / 'named')
+    np.testing.assert_array_equal(store.features, named.features)
+    assert len(extract(model, cfg, 'val', tmp_path / 'val')) == 8  # again
+    needed = "images of 'val' have no labels, which a probe needs"
+    with pytest.raises(ValueError, match=needed):
+        probe(model, cfg, named, store, epochs=1, work_dir=tmp_path / 'w',
+              metainfo={})
+    with pytest.raises(ValueError, match=needed):
+        knn(named, store, [1])
+    with pytest.raises(ValueError, match="images of 'train' have no labels"):
+        check_probed(cfg, ['train', 'val'])
+    with pytest.raises(ValueError, match='made otherwise: .*images .* now'):
+        extract(*digits(image_config(tmp_path / 'd')), 'val',
+                tmp_path / 'val')
+    edit(tmp_path / 'val' / 'sample_ids.npy')
+    with pytest.raises(ValueError, match='sample_ids.npy.* is damaged'):
+        FeatureStore(tmp_path / 'val')
 
 
 def test_a_store_of_other_weights_is_not_used(tmp_path):
@@ -443,6 +621,18 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, load, workers):
     assert {**store.fingerprint, 'data': ''} == {**whole.fingerprint,
                                                  'data': ''}
     assert sorted(p.name for p in tmp_path.iterdir()) == ['d', 'val', 'whole']
+
+
+def test_of_images_without_labels_bad_ones_are_left_out(tmp_path):
+    folder_of_images(tmp_path / 'd', ['a/1.png'])
+    options = image_config(tmp_path / 'd', with_label=False)
+    for _ in range(2):
+        store = extract(*digits(options), 'val', tmp_path / 'val',
+                        skip_bad=True)
+        assert store.labels is None
+        assert sorted(ids(store)) == [
+            f'{label}/{i}.png' for label in 'ab' for i in range(4)
+            if (label, i) != ('a', 1)]
 
 
 def test_data_without_a_readable_image_is_refused(tmp_path):

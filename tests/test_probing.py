@@ -430,6 +430,13 @@ def test_the_best_setting_is_kept(tmp_path, select):
         top1(model, val), abs=1e-3)
 
 
+def test_a_probe_that_diverges_is_an_error(tmp_path):
+    train, _ = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    with pytest.raises(ValueError, match='diverged.*smaller lr'):
+        probe(model, cfg, train, None, epochs=3, settings=grid([1e38], None))
+
+
 def top1(model, store):
     model.eval()
     features = torch.from_numpy(np.array(store.features))

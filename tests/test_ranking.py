@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from commands import DIGITS, OURS, ROOT, python
+from folders import images
 from gap_plugin.ranking import chosen_models, measure, plot
+from gap_plugin.ranking.measure import check_data
+from gap_plugin.ranking.options import RankingOptions, base_config
 
 TOOL = OURS / 'rank_backbones.py'
 
@@ -196,3 +200,14 @@ def test_a_plot_has_names_apart_from_each_other(count):
         assert frame.x0 < box.x0 and box.x1 < frame.x1
         assert frame.y0 < box.y0 and box.y1 < frame.y1
         assert not any(box.overlaps(other) for other in boxes[i + 1:])
+
+
+def test_images_replaced_under_their_names_are_other_data(tmp_path):
+    for label in 'ab':
+        images(tmp_path / 'd' / label, 4, start=10 * ord(label))
+    base = base_config(RankingOptions(tmp_path, data_root=tmp_path / 'd'))
+    before = check_data(base)
+    assert check_data(base) == before
+    path = tmp_path / 'd' / 'a' / '970.png'
+    shutil.copy(path.with_name('971.png'), path)
+    assert check_data(base) != before

@@ -20,6 +20,7 @@ from ..config_writer import inert
 from ..engine import BindPipelineHook
 from ..engine.building import build_classifier
 from ..features import FeatureStore, extract
+from ..features.images import check_probed
 from ..files import read_text
 from ..host import init_cpu_group
 from ..locks import alone
@@ -196,7 +197,8 @@ def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
 
 
 def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
-                   splits: Iterable[str]) -> dict[str, FeatureStore]:
+                   splits: Iterable[str],
+                   probed: bool = False) -> dict[str, FeatureStore]:
     """Stores of several splits, as the flags say.
 
     Args:
@@ -205,6 +207,8 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
         args: Flags of :func:`~.flags.store_flags`.
         splits: Which ones; ``view_0`` and so on for augmented passes of the
             training split come along.
+        probed: Whether a probe is to be trained on them: what spoils a
+            training is looked for ahead of the pass.
 
     Raises:
         ValueError: If something does not fit.
@@ -216,6 +220,8 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
     passes |= {f'view_{i}': ('train', i) for i in range(args.views)}
     console.header(dict(
         console.describe_model(model, cfg), stores=str(out)))
+    if probed:
+        check_probed(cfg, splits)
     stores = {}
     known = {name for name in passes if (out / name).exists()}
     if known < set(passes):

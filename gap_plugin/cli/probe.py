@@ -164,8 +164,7 @@ def _text(value: object) -> str:
 
 
 def _same(stores: dict[str, FeatureStore]) -> bool:
-    return 'val' in stores and (stores['val'].fingerprint['data']
-                                == stores['test'].fingerprint['data'])
+    return 'val' in stores and stores['val'].images == stores['test'].images
 
 
 def run(args: argparse.Namespace) -> None:
@@ -186,7 +185,8 @@ def _probe(cfg: Config, args: argparse.Namespace, settings: dict) -> None:
     work_dir = Path(cfg.work_dir)
     splits = dict(train=True, val=not args.no_validate, test=args.test)
     stores = extract_splits(
-        model, cfg, args, [split for split, used in splits.items() if used])
+        model, cfg, args, [split for split, used in splits.items() if used],
+        probed=True)
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     others = other_rows(args, stores, seed)
     metainfo = stores['train'].description['metainfo']

@@ -10,7 +10,9 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
+from ..datasets.checks import check_folder
 from ..engine.building import model_config
+from ..engine.checkpoint_hook import ClassNamesHook
 from ..files import written_whole
 from . import console
 from .building import build_runner, load_config
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
         model = runner.model
         while hasattr(model, 'module'):  # test-time augmentation, DDP
             model = model.module
+        check_folder(runner.test_dataloader.dataset, 'test')
         return dict(
             console.describe_model(model, cfg),
             test=console.describe_data(runner.test_dataloader.dataset),
@@ -113,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))
     runner.register_hook(ConsoleHook(about))
+    runner.register_hook(ClassNamesHook())
     metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
         with written_whole(args.out) as path:

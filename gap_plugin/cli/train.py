@@ -8,7 +8,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from ..engine.checkpoint_hook import check_batches, clear_partial
+from ..datasets.checks import check_datasets, check_folder
+from ..engine.checkpoint_hook import (
+    ClassNamesHook,
+    check_batches,
+    clear_partial,
+)
 from . import console
 from .building import DATALOADERS, build_runner, load_config, one_run
 from .command import command
@@ -98,6 +103,12 @@ def _train(cfg: Config, args: argparse.Namespace) -> None:
     check_training(runner)
 
     def about(runner: Runner) -> dict[str, str]:
+        datasets = dict(train=runner.train_dataloader.dataset)
+        if runner.val_loop is not None:
+            datasets['val'] = runner.val_dataloader.dataset
+        for split, dataset in datasets.items():
+            check_folder(dataset, split)
+        check_datasets(datasets)
         rows = console.describe_model(runner.model, cfg, trained=True)
         rows['train'] = console.describe_data(
             runner.train_dataloader.dataset,
@@ -112,6 +123,7 @@ def _train(cfg: Config, args: argparse.Namespace) -> None:
 
     shown = ConsoleHook(about)
     runner.register_hook(shown)
+    runner.register_hook(ClassNamesHook())
     runner.train()
     known = runner.message_hub.runtime_info
     file = known.get('best_ckpt') or known.get('last_ckpt')

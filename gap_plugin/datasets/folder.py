@@ -1,18 +1,20 @@
 """What images there are, as a config states them; checked for training."""
 
-import collections
-import os
 import random
-from collections.abc import Iterable
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..messages import shorten
+from .checks import COMPARED, check_images
+from .class_folders import (
+    folders_of,
+    images_by_class,
+    refuse_unreadable,
+    split_folders,
+)
 from .lists import list_text, read_as_it_is, read_list
-from .loading import unreadable
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
 #: Datasets of MMPretrain -> class, number of classes, split for validation,
 #: channels, and whether the images are files that have to be read.
@@ -25,6 +27,10 @@ KNOWN = {
 }
 
 
+#: Images of a split: path below the root, and label.
+Rows = list[tuple[str, int]]
+
+
 @dataclass
 class Data:
     """A dataset, as a config states it.
@@ -34,6 +40,7 @@ class Data:
         count: Number of classes.
         train: Arguments of the dataset for training.
         val: And for validation.
+        test: And for a test; None for the validation images.
         size: Number of training images, None if not known.
         in_channels: Channels of the image.
         load: Whether files have to be read.
@@ -45,54 +52,12 @@ class Data:
     count: int
     train: dict[str, Any]
     val: dict[str, Any]
+    test: dict[str, Any] | None = None
     size: int | None = None
     in_channels: int = 3
     load: bool = True
     rgb: bool = False
     lists: dict[Path, str] = field(default_factory=dict)
-
-
-def images_by_class(root: Path, read: bool) -> dict[str, list[Path]]:
-    """Images of each class folder, as MMPretrain's ``CustomDataset`` finds.
-
-    Args:
-        root: Where the class folders are.
-        read: Whether files that cannot be read are refused.
-
-    Raises:
-        ValueError: If a class has none, or a file cannot be read.
-    """
-    found = {
-        folder.name: sorted(
-            Path(base, name)
-            for base, _, names in os.walk(folder, followlinks=True)
-            for name in names if name.lower().endswith(SUFFIXES))
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith('.')
-    }
-    if not any(found.values()):
-        raise ValueError(f'no images ({", ".join(SUFFIXES)}) in class '
-                         f'folders under {str(root)!r}: put them into '
-                         '<class>/<image>.')
-    empty = [name for name, paths in found.items() if not paths]
-    if empty:
-        raise ValueError(f'no images in {shorten(empty)} under {str(root)!r}: '
-                         'fill or remove the folders.')
-    if read:
-        refuse_unreadable(p for paths in found.values() for p in paths)
-    return found
-
-
-def refuse_unreadable(paths: Iterable[Path]) -> None:
-    """Refuse files that are no images.
-
-    Raises:
-        ValueError: With the first names.
-    """
-    bad = unreadable(paths)
-    if bad:
-        raise ValueError(f'{len(bad)} files cannot be read as images: '
-                         f'{shorten(bad)}; remove or replace them.')
 
 
 def folder_data(root: Path, out: Path, share: float, seed: int,
@@ -109,56 +74,79 @@ def folder_data(root: Path, out: Path, share: float, seed: int,
     Raises:
         ValueError: If it cannot be trained on.
     """
-    if (root / 'train').is_dir() != (root / 'val').is_dir():
-        there = 'train' if (root / 'train').is_dir() else 'val'
-        raise ValueError(f'{str(root)!r} has {there}/ alone: give it train/ '
-                         'and val/, or class folders only.')
-    if (root / 'train').is_dir():
-        hidden = [str(p.relative_to(root)) for s in ('train', 'val')
-                  for p in sorted((root / s).glob('.*')) if p.is_dir()]
-        if hidden:
-            raise ValueError(f'{shorten(hidden)} under {str(root)!r} would '
-                             'count as classes: remove the hidden folders.')
-        sides = {s: images_by_class(root / s, read) for s in ('train', 'val')}
+    folders = split_folders(root)
+    rows: dict[str, Rows] = {}
+    if folders:
+        sides = {side: images_by_class(folders_of(folder), folder, read)
+                 for side, folder in folders.items()}
         names = sorted(sides['train'])
-        differing = sorted(set(sides['train']) ^ set(sides['val']))
-        if differing:
-            raise ValueError(
-                f'classes differ between train/ and val/ of {str(root)!r}: '
-                f'{shorten(differing)} are in one of them only.')
-        _refuse_one_class(names, root)
-        parts = [dict(type='CustomDataset', data_root=str(root),
-                      data_prefix=side, classes=names) for side in sides]
-        return Data(names, len(names), *parts,
-                    size=sum(map(len, sides['train'].values())))
-    found = images_by_class(root, read)
-    names = sorted(found)
-    _refuse_one_class(names, root)
-    few = [name for name in names if len(found[name]) < 2]
+        _refuse_empty(sides['train'], folders['train'])
+        for side, found in sides.items():
+            unknown = [n for n in found if found[n] and n not in names]
+            if unknown:
+                raise ValueError(f'{shorten(unknown)} of {side!r} under '
+                                 f"{str(root)!r} have no images in 'train'.")
+            rows[side] = [(path.relative_to(root).as_posix(), label)
+                          for label, name in enumerate(names)
+                          for path in found.get(name, ())]
+    else:
+        found = images_by_class(folders_of(root), root, read)
+        _refuse_empty(found, root)
+        names = sorted(found)
+        rows = _divided(root, found, share, seed)
+    _check_rows(rows, names, root, None if read else COMPARED)
+    # lists, for the dataset of the host walks folders by rules of its own:
+    # into hidden ones, round links, and with a label for each of val/
+    lists = {
+        out.with_name(f'{out.stem}_{side}.txt'): list_text(lines)
+        for side, lines in rows.items()
+    }
+    parts = {side: dict(type='CustomDataset', data_root=str(root),
+                        ann_file=str(path), data_prefix='', classes=names)
+             for side, path in zip(rows, lists, strict=True)}
+    return Data(names, len(names), **parts, size=len(rows['train']),
+                lists=lists)
+
+
+def _refuse_empty(found: dict[str, list[Path]], where: Path) -> None:
+    empty = [name for name, paths in found.items() if not paths]
+    if empty:
+        raise ValueError(f'no images in {shorten(empty)} under '
+                         f'{str(where)!r}: fill or remove the folders.')
+
+
+def _divided(root: Path, found: dict[str, list[Path]], share: float,
+             seed: int) -> dict[str, Rows]:
+    """Images of each class, drawn for training and for validation."""
+    few = [name for name, paths in found.items() if len(paths) < 2]
     if few:
         raise ValueError(f'{shorten(few)} under {str(root)!r} have one image '
                          'each, which cannot be split: add images.')
     rng = random.Random(seed)
-    sides = dict(train=[], val=[])
-    for label, name in enumerate(names):
+    rows: dict[str, Rows] = dict(train=[], val=[])
+    for label, name in enumerate(sorted(found)):
         paths = [p.relative_to(root).as_posix() for p in found[name]]
         rng.shuffle(paths)
         held = min(max(round(len(paths) * share), 1), len(paths) - 1)
-        sides['val'] += [(p, label) for p in sorted(paths[:held])]
-        sides['train'] += [(p, label) for p in sorted(paths[held:])]
-    lists = {out.with_name(f'{out.stem}_{side}.txt'): list_text(images)
-             for side, images in sides.items()}
-    parts = [dict(type='CustomDataset', data_root=str(root),
-                  ann_file=str(path), data_prefix='', classes=names)
-             for path in lists]
-    return Data(names, len(names), *parts, size=len(sides['train']),
-                lists=lists)
+        rows['val'] += [(path, label) for path in sorted(paths[:held])]
+        rows['train'] += [(path, label) for path in sorted(paths[held:])]
+    return rows
 
 
-def _refuse_one_class(names: list[str], where: Any) -> None:
+def _check_rows(rows: dict[str, Rows], names: list[str], root: Path,
+                compared: int | None = None) -> None:
+    """Refuse what cannot be trained on, warn of what may deceive."""
     if len(names) < 2:
-        raise ValueError(f'{str(where)!r} has the class {names[0]!r} alone: '
+        raise ValueError(f'{str(root)!r} has the class {names[0]!r} alone: '
                          'a classifier needs two at least.')
+    for side, lines in rows.items():
+        there = {label for _, label in lines}
+        lacking = [n for label, n in enumerate(names) if label not in there]
+        if lacking:
+            warnings.warn(f'{side!r} has no images of {shorten(lacking)}: '
+                          'its accuracy says nothing of them.', stacklevel=3)
+    check_images({side: [(str(root / path), label) for path, label in lines]
+                  for side, lines in rows.items()}, compared)
 
 
 def listed_data(root: Path, out: Path, train: Path, val: Path,
@@ -176,34 +164,35 @@ def listed_data(root: Path, out: Path, train: Path, val: Path,
     Raises:
         ValueError: If a line, a label or an image is wrong.
     """
-    labels: dict[str, collections.Counter] = {}
+    rows: dict[str, Rows] = {}
     lists: dict[Path, str] = {}
     files = []
     for side, path in (('train', train), ('val', val)):
-        images = read_list(path, root)
-        if not images:
+        rows[side] = read_list(path, root)
+        if not rows[side]:
             raise ValueError(f'{str(path)!r} lists no images.')
-        labels[side] = collections.Counter(label for _, label in images)
-        refuse_unreadable(root / image for image, _ in images)
+        refuse_unreadable(root / image for image, _ in rows[side])
         files.append(path.resolve())
-        if not read_as_it_is(path, images):
+        if not read_as_it_is(path, rows[side]):
             files[-1] = out.with_name(f'{out.stem}_{side}.txt')
-            lists[files[-1]] = list_text(images)
-    count = max(max(c) for c in labels.values()) + 1
+            lists[files[-1]] = list_text(rows[side])
+    trained, tested = ({label for _, label in lines}
+                       for lines in rows.values())
+    count = max(trained | tested) + 1
     if names is not None and len(names) < count:
         raise ValueError(f'{len(names)} classes are named, but labels go up '
                          f'to {count - 1}: name all, in order.')
     names = names or [str(i) for i in range(count)]
-    missing = [names[i] for i in range(len(names)) if not labels['train'][i]]
+    missing = [names[i] for i in range(len(names)) if i not in trained]
     if missing:
         raise ValueError(f'{shorten(missing)} have no image in {str(train)!r}:'
                          ' labels count from 0, without gaps.')
-    _refuse_one_class(names, train)
+    _check_rows(rows, names, root)
     parts = [dict(type='CustomDataset', data_root=str(root),
                   ann_file=str(path), data_prefix='', classes=names)
              for path in files]
-    return Data(names, len(names), *parts,
-                size=sum(labels['train'].values()), lists=lists)
+    return Data(names, len(names), *parts, size=len(rows['train']),
+                lists=lists)
 
 
 def known_data(name: str, root: Path) -> Data:

@@ -1,4 +1,6 @@
-"""The model of a config, as a runner builds it."""
+"""The model of a config, as a runner builds it; classes of a checkpoint."""
+
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -10,6 +12,8 @@ from mmengine.utils import import_modules_from_strings
 from mmengine.utils.dl_utils import set_multi_processing
 from mmpretrain.registry import MODELS
 from torch import nn
+
+from ..messages import shorten
 
 
 def build_classifier(cfg: Config, checkpoint: str | None = None) -> nn.Module:
@@ -52,3 +56,38 @@ def model_config(cfg: Config) -> ConfigDict:
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg.model
+
+
+def check_classes(checkpoint: dict, classes: Sequence[str] | None,
+                  name: object, data: str) -> None:
+    """Refuse a checkpoint of other classes, or in another order.
+
+    Its outputs would be taken for the classes of the data, in silence.
+
+    Args:
+        checkpoint: Loaded. One that names no classes passes.
+        classes: Of the data; None if they are not known.
+        name: Of the checkpoint, for the message.
+        data: Name of the data, likewise.
+
+    Raises:
+        ValueError: With the first names that differ.
+    """
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    made = [str(c) for c in meta.get('classes') or ()]
+    found = [str(c) for c in classes or ()]
+    if not made or not found or made == found:
+        return
+    if sorted(made) == sorted(found):
+        told = next(f'class {i} is {a!r} there and {b!r} here' for i, (
+            a, b) in enumerate(zip(made, found, strict=True)) if a != b)
+    else:
+        told = '; '.join(
+            f'{shorten(names)} {where}' for names, where in (
+                ([c for c in made if c not in found], 'are there alone'),
+                ([c for c in found if c not in made], 'are here alone'))
+            if names)
+    raise ValueError(
+        f'checkpoint {str(name)!r} was trained on other classes than those of '
+        f'{data!r}, or in another order ({told}): take data of its classes, '
+        'and give their dataset classes=[...] as in training.')

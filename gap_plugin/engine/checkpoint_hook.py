@@ -8,11 +8,12 @@ from typing import Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import BaseLoop, Runner
 from mmpretrain.registry import HOOKS
 
 from ..files import TEMPORARY, put_in_place, remove_whole
+from .building import check_classes
 
 
 def check_batches(runner: Runner) -> None:
@@ -30,7 +31,33 @@ def check_batches(runner: Runner) -> None:
 
 
 @HOOKS.register_module()
-class AtomicCheckpointHook(CheckpointHook):
+class ClassNamesHook(Hook):
+    """Refuses a checkpoint of other classes than those of the data.
+
+    In a test, a validation, and a training that is resumed; one that starts
+    from a checkpoint may have other classes.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the names that the checkpoint and the datasets have.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        loops = {split: getattr(runner, f'_{split}_loop')
+                 for split in ('train', 'val', 'test')}
+        loops = {split: loop for split, loop in loops.items()
+                 if isinstance(loop, BaseLoop)}  # which are built
+        if 'train' in loops and not runner._resume:
+            return
+        for split, loop in loops.items():
+            check_classes(checkpoint, getattr(
+                loop.dataloader.dataset, 'metainfo', {}).get('classes'),
+                runner._load_from or runner.work_dir, split)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(ClassNamesHook, CheckpointHook):
     """A ``CheckpointHook`` whose files are whole or not there.
 
     MMEngine's own writes over a checkpoint in place (with ``save_best``, over
@@ -44,7 +71,8 @@ class AtomicCheckpointHook(CheckpointHook):
     many, so that a resumed run leaves an epoch out, they say the right one.
 
     A run whose images give no batch is refused: MMEngine takes its model,
-    untrained, for the best one.
+    untrained, for the best one. A checkpoint that is loaded is checked as by
+    :class:`ClassNamesHook`.
 
     Takes the arguments of MMEngine's ``CheckpointHook``.
     """

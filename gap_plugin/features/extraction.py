@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from .images import (
     build_dataset,
     check_split,
     data_list,
+    described,
     loader_config,
+    name_below,
     told,
 )
 from .store import FeatureStore, remove
@@ -69,9 +71,11 @@ def extract(model: nn.Module, cfg: Config, split: str,
     loader = loader_config(cfg, split, view is not None)
     part = FixedPart(model)
     dataset = build_dataset(loader, split, model)
-    names, labels, _ = data_list(dataset)
+    names, labels, files = data_list(dataset)
     check_split(labels, model, split)
     seed = (cfg.get('randomness') or {}).get('seed') or 0
+    root, images = described(names, files)
+    source = getattr(model.backbone, 'data_source', None)
     made_by = dict(
         weights=weights_of(part),
         backbone=_hash(cfg.model.get('backbone')),
@@ -80,23 +84,39 @@ def extract(model: nn.Module, cfg: Config, split: str,
             name: value.tolist()
             for name, value in part.data_preprocessor.named_buffers()}]),
         # the transforms of ours follow the network's description
-        pipeline=_hash([loader['dataset'], getattr(
-            model.backbone, 'data_source', None)]),
+        pipeline=_hash([loader['dataset'], source]),
+        # what these say of features, and not of the place of files
+        network=_hash(_without(cfg.model.get('backbone'), _ORIGIN)),
+        transforms=_hash([_without(
+            loader['dataset'], _NAMES + (_PLACE if root else ())), source]),
+        root=root,
         batch_size=loader['batch_size'], dtype=dtype, amp=amp,
         versions=dict(versions(), gap_plugin=__version__),
         **({} if view is None else dict(view=view, seed=seed)))
 
+    metainfo = {key: dataset.metainfo[key] for key in ('classes', )
+                if key in dataset.metainfo}
+
     def fingerprint_of(chosen: np.ndarray) -> dict:
-        return dict(made_by, rows=len(chosen), data=_hash(
-            [[names[i] for i in chosen], labels[chosen].tolist()]))
+        known = None if labels is None else labels[chosen].tolist()
+        return dict(
+            made_by, rows=len(chosen),
+            data=_hash([[names[i] for i in chosen], known]),
+            images=_hash([[images[i] for i in chosen], known]))
 
     folder = Path(folder)
     if folder.exists() and not force:  # no image is read
         store = FeatureStore(folder)
         skipped = set(store.description['skipped'] if skip_bad else ())
+        former = store.fingerprint.get('root')
+        if former:  # the images may have moved
+            skipped = {name_below(former, name) for name in skipped}
         fingerprint = fingerprint_of(np.array(
-            [i for i, name in enumerate(names) if name not in skipped]))
+            [i for i, name in enumerate(names) if (
+                images[i][0] if former else name) not in skipped]))
         store.check(fingerprint)
+        # labels are the same; what their classes are called, the data say
+        store.description['metainfo'] = metainfo
         return store
     plan = fingerprint_of(np.arange(len(names)))
     rank, world = get_dist_info()
@@ -158,9 +178,7 @@ def extract(model: nn.Module, cfg: Config, split: str,
         kept = np.array([row for row in range(len(names)) if row not in bad])
         writer.finish(
             fingerprint_of(kept), sorted(bad), in_tuple=part.in_tuple,
-            skipped=sorted({names[row] for row in bad}), metainfo={
-                key: dataset.metainfo[key] for key in ('classes', )
-                if key in dataset.metainfo})
+            skipped=sorted({names[row] for row in bad}), metainfo=metainfo)
         if bad:
             warnings.warn(f'{told(bad, names, split)}; left out.',
                           stacklevel=2)
@@ -195,6 +213,26 @@ def _batches(loader: dict, rows: Rows, blocks: list[int],
         pin_memory=cuda and loader.get('pin_memory', False),
         batch_sampler=[range(b * size, min((b + 1) * size, count))
                        for b in blocks])
+
+
+#: Arguments of a backbone that say where its weights come from, which stand
+#: in the fingerprint themselves, or what is trained of it.
+_ORIGIN = ('pretrained', 'checkpoint_path', 'checkpoint_key', 'init_cfg',
+           'frozen_stages', 'norm_eval', 'with_cp')
+#: Arguments of a dataset that say what its classes are called, and where its
+#: files are.
+_NAMES = ('classes', 'metainfo')
+_PLACE = ('data_root', 'data_prefix', 'ann_file')
+
+
+def _without(config: Any, keys: Collection[str]) -> Any:
+    """A config without some keys, at any depth."""
+    if isinstance(config, dict):
+        return {key: _without(value, keys) for key, value in config.items()
+                if key not in keys}
+    if isinstance(config, (list, tuple)):
+        return [_without(value, keys) for value in config]
+    return config
 
 
 def _hash(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The images of a split, and what a config says of them."""
 
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..datasets import bind_pipeline, source_of
+from ..datasets.checks import check_datasets, check_folder
 from ..datasets.loading import REPLACE_IT, cannot_read
+from ..files import of_each
 from ..messages import SHOWN, first_line
 from ..models.checks import check_labels
 
@@ -76,20 +79,35 @@ def build_dataset(loader: dict, split: str,
         raise
     if not len(dataset):
         raise ValueError(empty)
+    check_folder(dataset, split)
     source = source_of(model)
     if source is not None:
         bind_pipeline(dataset, source)
     return dataset
 
 
-def check_split(labels: np.ndarray, model: nn.Module, split: str) -> None:
+def refuse_unlabelled(labels: np.ndarray | None, split: str) -> None:
+    """Refuse images without labels.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if labels is None:
+        raise ValueError(
+            f'the images of {split!r} have no labels, which a probe needs: '
+            'give its dataset some (with_label=True of CustomDataset, and '
+            'class folders or a list), and extract again with force=True.')
+
+
+def check_split(labels: np.ndarray | None, model: nn.Module,
+                split: str) -> None:
     """Refuse labels that the model's head has no class for.
 
     Raises:
         ValueError: With the range of the labels.
     """
     classes = getattr(getattr(model, 'head', None), 'num_classes', None)
-    if classes is not None:
+    if classes is not None and labels is not None:
         scored = labels.ndim == 2
         lowest, highest = ((0, labels.shape[1] - 1) if scored else
                            (int(labels.min()), int(labels.max())))
@@ -98,11 +116,13 @@ def check_split(labels: np.ndarray, model: nn.Module, split: str) -> None:
 
 
 def data_list(
-        dataset: BaseDataset) -> tuple[list[str], np.ndarray, list[int]]:
+        dataset: BaseDataset
+) -> tuple[list[str], np.ndarray | None, list[int]]:
     """Name and label of every sample, without loading an image.
 
     Returns:
-        Names, labels, and the samples whose names are those of local files.
+        Names, labels (None where there are none), and the samples whose
+        names are those of local files.
 
     Raises:
         ValueError: If the dataset does not tell them.
@@ -111,15 +131,21 @@ def data_list(
     for i in range(len(dataset)):
         try:
             info = dataset.get_data_info(i)
-            labels.append(info['gt_label'])
-        except (AttributeError, KeyError):
+        except AttributeError:
             raise ValueError(
-                f'{type(dataset).__name__} gives no gt_label by '
-                'get_data_info: use a dataset of MMPretrain, such as '
+                f'{type(dataset).__name__} has no get_data_info, which tells '
+                'its images: use a dataset of MMPretrain, such as '
                 'CustomDataset.') from None
+        if 'gt_label' in info:
+            labels.append(info['gt_label'])
         names.append(str(info.get('img_path', i)))
         if 'img' not in info and '://' not in names[-1]:
             files.append(i)
+    if not labels:
+        return names, None, files
+    if len(labels) < len(names):
+        raise ValueError(f'{len(names) - len(labels)} of {len(names)} images '
+                         'have no label: give all of them one, or none.')
     if np.ndim(labels[0]) == 0:
         return names, np.asarray(labels, np.int64), files
     classes = len(dataset.metainfo['classes'])  # lists of classes per image
@@ -127,6 +153,55 @@ def data_list(
     for row, label in enumerate(labels):
         scores[row, label] = 1
     return names, scores, files
+
+
+def described(names: list[str], files: list[int]) -> tuple[str, list]:
+    """What stands for images: their names below a folder, size and time.
+
+    Args:
+        names: Of all samples.
+        files: Those that are local files.
+
+    Returns:
+        The folder that all of them lie in, and for each image its name there
+        and what :func:`os.stat` says of it; an empty folder, and the names
+        as they are, where some are no files.
+    """
+    # what the first and the last name have in common, all have
+    root = os.path.dirname(os.path.commonprefix([min(names), max(names)]))
+    if len(files) < len(names) or not root:
+        return '', [[name, None] for name in names]
+    return root, [[name_below(root, name), state] for name, state in zip(
+        names, of_each(_state, names), strict=True)]
+
+
+def name_below(root: str, name: str) -> str:
+    """The name of a file below a folder, the same on every system."""
+    return name[len(root):].lstrip('/\\').replace(os.sep, '/')
+
+
+def _state(path: str) -> list[int]:
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns]
+
+
+def check_probed(cfg: Config, splits: Iterable[str]) -> dict[str, tuple]:
+    """Refuse data that no probe can be trained on, ahead of the pass.
+
+    Returns:
+        Split -> names, labels and files, as :func:`data_list` gives them.
+
+    Raises:
+        ValueError: If a split is empty or has no labels, or as
+            :func:`~gap_plugin.datasets.checks.check_datasets` does.
+    """
+    datasets = {split: build_dataset(loader_config(cfg, split), split)
+                for split in splits}
+    found = {split: data_list(dataset) for split, dataset in datasets.items()}
+    for split, (_, labels, _) in found.items():
+        refuse_unlabelled(labels, split)
+    check_datasets(datasets)
+    return found
 
 
 class BadImages(ValueError):

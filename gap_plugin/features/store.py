@@ -7,6 +7,7 @@ from which a killed run goes on.
 
 import hashlib
 import json
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from ..locks import alone
 from ..messages import first_line
 
 ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
+#: What images without labels have no file of.
+OPTIONAL = 'labels.npy'
 DESCRIPTION = 'store.json'
 KEPT = 'kept.{}'  # an array without rows that are dropped
 _CHUNK = 1 << 24  # bytes read at a time
@@ -33,7 +36,8 @@ class FeatureStore:
     Attributes:
         features (np.ndarray): ``(N, C)``, float32 or float16, in the order
             of the dataset.
-        labels (np.ndarray): ``(N, )`` class indices or ``(N, K)`` scores.
+        labels (np.ndarray): ``(N, )`` class indices or ``(N, K)`` scores;
+            None if the images have none.
         sample_ids (np.ndarray): ``(N, )`` text, the path of each image.
         description (dict): ``fingerprint``, and what there is to know of
             the files.
@@ -54,7 +58,8 @@ class FeatureStore:
             files = self.description['files']
             self.fingerprint = self.description['fingerprint']
             for name in ARRAYS:
-                self._check(name, files[name])
+                if name in files or name != OPTIONAL:
+                    self._check(name, files[name])
             self.fingerprint.items()  # a dict
         except KeyError as error:
             raise ValueError(self._damaged(
@@ -63,7 +68,7 @@ class FeatureStore:
                 UnicodeDecodeError) as error:
             raise ValueError(self._damaged(DESCRIPTION, error)) from None
         self.features, self.labels, self.sample_ids = (
-            self._open(name) for name in ARRAYS)
+            self._open(name) if name in files else None for name in ARRAYS)
         self._check_rows()
 
     def _check(self, name: str, known: dict[str, Any]) -> None:
@@ -118,8 +123,15 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.features)
 
+    @property
+    def images(self) -> str | None:
+        """What stands for the images, their labels and their order."""
+        return self.fingerprint.get('images', self.fingerprint.get('data'))
+
     def check(self, fingerprint: dict[str, Any]) -> None:
         """Refuse a store that something else has made.
+
+        What does not change features is told by a warning.
 
         Args:
             fingerprint: Of what is to be used now.
@@ -127,11 +139,15 @@ class FeatureStore:
         Raises:
             ValueError: If they differ; with the fields.
         """
-        others = differing(self.fingerprint, fingerprint)
+        others, told = compare(self.fingerprint, fingerprint)
         if others:
             raise ValueError(
                 f'{str(self.folder)!r} was made otherwise: {others}; '
                 'extract again with force=True, or into another folder.')
+        if told:
+            warnings.warn(f'{str(self.folder)!r} is used as it is: what '
+                          f'differs changes no features ({told}).',
+                          stacklevel=3)
 
 
 def remove(folder: str | Path,
@@ -176,6 +192,43 @@ def _made_by(path: Path) -> dict | None:
         return read_json(path)
     except (OSError, ValueError):
         return None
+
+
+#: Fields of a fingerprint that say too much -> those that took their places,
+#: where a store has them. Older stores go by the former ones.
+_FORMER = {'backbone': 'network', 'pipeline': 'transforms', 'data': 'images'}
+#: Fields that change no features, or their rounding alone.
+_TOLD = ('root', 'batch_size')
+#: Libraries whose patch releases change no features.
+_PATCHED = ('torch', 'mmpretrain', 'mmengine', 'mmcv-lite',
+            'onedl-mmpretrain', 'onedl-mmengine', 'onedl-mmcv')
+
+
+def compare(made: dict, now: dict) -> tuple[str, str]:
+    """Fields in which two fingerprints of stores differ.
+
+    Returns:
+        Those that make other features, and those that are only told.
+    """
+    told = {*_TOLD}
+    if _released(made) == _released(now):
+        told.add('versions')
+    left_out = {former for former, field in _FORMER.items() if field in made}
+    left_out |= {'root', *_FORMER.values()} - set(made)
+    sides = [{key: value for key, value in side.items()
+              if key not in left_out} for side in (made, now)]
+    others, few = ([{key: value for key, value in side.items()
+                     if (key in told) is minor} for side in sides]
+                   for minor in (False, True))
+    return differing(*others), differing(*few)
+
+
+def _released(fingerprint: dict) -> dict | None:
+    """Versions without the patch level, where that changes no features."""
+    versions = fingerprint.get('versions')
+    return versions and {
+        name: '.'.join(version.split('.')[:2]) if name in _PATCHED else version
+        for name, version in versions.items()}
 
 
 def differing(made: dict, now: dict) -> str:

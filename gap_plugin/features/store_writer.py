@@ -14,8 +14,9 @@ from .store import (
     ARRAYS,
     DESCRIPTION,
     KEPT,
+    OPTIONAL,
     FeatureStore,
-    differing,
+    compare,
     digest,
     read_json,
     write_json,
@@ -49,12 +50,12 @@ class StoreWriter:
         self._offset = 0
         self._alone = ExitStack()
 
-    def prepare(self, labels: np.ndarray, sample_ids: Sequence[str],
+    def prepare(self, labels: np.ndarray | None, sample_ids: Sequence[str],
                 fingerprint: dict[str, Any]) -> None:
         """Lay the files out, or find those of a run that was cut off.
 
         Args:
-            labels: ``(N, )`` or ``(N, K)``.
+            labels: ``(N, )`` or ``(N, K)``; None for images without.
             sample_ids: N texts.
             fingerprint: What makes the features; values that JSON has.
 
@@ -66,7 +67,10 @@ class StoreWriter:
         self._alone.enter_context(written_alone(self.folder))
         plan = self.partial / 'plan.json'
         if plan.is_file():
-            others = differing(read_json(plan), fingerprint)
+            made = read_json(plan)
+            # blocks are batches
+            others, _ = compare(*(dict(side, block=side.get('batch_size'))
+                                  for side in (made, fingerprint)))
             if others:
                 raise ValueError(
                     f'{str(self.partial)!r} is half of another store: '
@@ -77,7 +81,8 @@ class StoreWriter:
         remove_whole(self.partial)
         self.partial.mkdir(parents=True)
         try:
-            np.save(self.partial / 'labels.npy', labels)
+            if labels is not None:
+                np.save(self.partial / OPTIONAL, labels)
             np.save(self.partial / 'sample_ids.npy',
                     np.asarray(sample_ids, dtype=np.str_))
             path = self.partial / 'features.npy'
@@ -174,9 +179,12 @@ class StoreWriter:
                              f'{missing[0]} first; run the extraction again.')
         paths, files = {}, {}
         for name in ARRAYS:
-            paths[name] = path = (
-                self._without(name, dropped) if dropped else
-                self.partial / name)
+            path = self.partial / name
+            if name == OPTIONAL and not path.exists():
+                continue
+            if dropped:
+                path = self._without(name, dropped)
+            paths[name] = path
             found = path.stat()
             files[name] = dict(bytes=found.st_size, blake2b=digest(path),
                                mtime_ns=found.st_mtime_ns)

@@ -9,8 +9,8 @@ trained), :mod:`.optimiser`, :mod:`.schedule`, :mod:`.metrics`, :mod:`.choice`
 from .choice import DINOV2_RATES, grid, interval
 from .few_labels import few_shot, logistic
 from .neighbours import knn
-from .parts import check_frozen, probe_model
-from .training import ProbeResult, probe, save_whole
+from .parts import check_frozen, probe_model, save_whole
+from .training import ProbeResult, probe
 
 __all__ = [
     'DINOV2_RATES', 'ProbeResult', 'check_frozen', 'few_shot', 'grid',

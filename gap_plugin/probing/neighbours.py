@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..features.images import refuse_unlabelled
 from ..features.store import FeatureStore
 
 #: Weight of a neighbour of cosine similarity s is exp(s / 0.07), as in
@@ -57,8 +58,9 @@ def knn(train: FeatureStore, val: FeatureStore,
 
 
 def check_single(*stores: FeatureStore) -> None:
-    """Refuse stores whose images have several labels."""
+    """Refuse stores whose images have no label, or several."""
     for store in stores:
+        refuse_unlabelled(store.labels, store.folder.name)
         if store.labels.ndim > 1:
             raise ValueError('knn, shots and logistic take one label an '
                              f'image, got several in {str(store.folder)!r}.')

@@ -1,6 +1,7 @@
 """What is trained: neck and head of a classifier, once for each setting."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..features.fixed_part import FixedPart
+from ..files import written_whole
 from ..models import BNNeck, LinearHead
 from ..models.checks import check_width
 
@@ -86,6 +88,14 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
                          'parameter that is trained: give it a head, such '
                          'as LinearHead.')
     return short
+
+
+def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:
+    """Write an ordinary checkpoint of the whole model, or nothing."""
+    with written_whole(path) as temporary:
+        torch.save(dict(meta=meta, state_dict={
+            name: value.cpu() for name, value in model.state_dict().items()
+        }), temporary)
 
 
 class Candidates:

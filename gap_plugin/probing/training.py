@@ -14,9 +14,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import VISUALIZERS
 from torch import nn
 
-from ..features.images import check_split
+from ..features.images import check_split, refuse_unlabelled
 from ..features.store import FeatureStore
-from ..files import written_whole
 from ..progress import bar
 from .choice import folds, is_better
 from .metrics import evaluate
@@ -27,6 +26,7 @@ from .schedule import Schedule
 
 #: Ways to choose one of several settings.
 SELECT = ('cv', 'val')
+
 
 @dataclass
 class ProbeResult:
@@ -80,7 +80,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         test: Features to evaluate the kept weights on, once.
 
     Raises:
-        ValueError: If the parts do not fit together.
+        ValueError: If the parts do not fit together, or the training has
+            diverged.
     """
     views = train if isinstance(train, list) else [train]
     settings = dict(settings or {'': {}})
@@ -89,11 +90,12 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     if select == 'val' and val is None:
         raise ValueError("select='val' and no validation: choose by "
                          "cross-validation, select='cv'.")
-    if len({view.fingerprint.get('data') for view in views}) > 1:
+    if len({view.images for view in views}) > 1:
         raise ValueError('the views are not of the same images: extract them '
                          'again with force=True.')
     for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
+            refuse_unlabelled(store.labels, split)
             check_split(store.labels, model, split)
     tell_left_out(cfg)
     short = probe_model(model, views[0].description['in_tuple'])
@@ -116,10 +118,13 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                   val_rows)
     own = {key: cfg.optim_wrapper.optimizer[key] for key in (
         'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
+    kept = Candidates(short, 1)
+    if kept.diverged()[0]:
+        raise ValueError('the probe has diverged, its weights are not finite:'
+                         ' try a smaller lr.')
     found = [
         {} if some is None else evaluate(
-            cfg[f'{split}_evaluator'], Candidates(short, 1), some,
-            run.batch_size(split))[0]
+            cfg[f'{split}_evaluator'], kept, some, run.batch_size(split))[0]
         for split, some in (('val', val_rows), ('test', test_rows))]
     if val is not None and not table:
         table = [dict(name=chosen, metric=run.metric,
@@ -290,11 +295,3 @@ class _Run:
                 std=float(np.std(values)), split=f'train, {count} folds',
                 epoch=self.epochs, kept=name == kept))
         return kept, table
-
-
-def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:
-    """Write an ordinary checkpoint of the whole model, or nothing."""
-    with written_whole(path) as temporary:
-        torch.save(dict(meta=meta, state_dict={
-            name: value.cpu() for name, value in model.state_dict().items()
-        }), temporary)

@@ -115,7 +115,8 @@ def base_config(options: RankingOptions) -> Config:
                          f'{cfg.model.backbone.type}: use a config of '
                          'TimmFeatureBackbone, whose model_name changes.')
     cfg.pop('load_from', None)
-    for key in ('model_name', 'checkpoint_path', 'pretrained', 'init_cfg'):
+    for key in ('model_name', 'checkpoint_path', 'checkpoint_key',
+                'pretrained', 'init_cfg'):
         cfg.model.backbone.pop(key, None)
     for given in (cfg.get('data_preprocessor'),
                   cfg.model.get('data_preprocessor')):
