@@ -65,6 +65,8 @@ def _measure(build: Callable, args: tuple, queue: Any) -> None:
     step = build(*args)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+        # MMEngine's log starts the peak anew in the midst of a step
+        torch.cuda.reset_peak_memory_stats = lambda *_: None
         before = torch.cuda.memory_allocated()
         step()
         queue.put(torch.cuda.max_memory_allocated() - before)

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 import paired
 from gap_plugin.features import FeatureStore, StoreWriter, extract
-from gap_plugin.probing import probe
+from gap_plugin.probing import DINOV2_RATES, grid, probe
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/digits/test_nfnet.py'
@@ -50,7 +50,8 @@ def random_store(folder: Path, rows: int, width: int,
     return writer.finish(dict(batch_size=1000), in_tuple=True)
 
 
-def classifier(width: int | None, batch: int) -> tuple[nn.Module, Config]:
+def classifier(width: int | None, batch: int,
+               norm: bool = True) -> tuple[nn.Module, Config]:
     """The classifier of the config, for features of a width."""
     init_default_scope('mmpretrain')
     cfg = Config.fromfile(ROOT / CONFIG)
@@ -59,45 +60,51 @@ def classifier(width: int | None, batch: int) -> tuple[nn.Module, Config]:
         cfg[f'{name}_dataloader'].collate_fn = dict(type='default_collate')
     if width is not None:
         cfg.model.type = 'ImageClassifier'
-        cfg.model.neck = [dict(type='GAPNeck'),
-                          dict(type='BNNeck', in_channels=width)]
+        cfg.model.neck = [dict(type='GAPNeck')] + (
+            [dict(type='BNNeck', in_channels=width)] if norm else [])
         cfg.model.head.in_channels = width
     return MODELS.build(cfg.model), cfg
 
 
-def products(width: int, batch: int, steps: int) -> float:
-    """Seconds of the linear layer's products alone."""
-    x, layer = torch.randn(batch, width), nn.Linear(width, CLASSES)
-    end = torch.randn(batch, CLASSES)
+def bare(train: FeatureStore, batch: int, epochs: int) -> float:
+    """Seconds of the same steps as a plain loop, without validation."""
+    x = torch.from_numpy(np.array(train.features))
+    y = torch.from_numpy(np.array(train.labels))
+    layer = nn.Linear(x.shape[1], CLASSES)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, fused=True)
     start = time.perf_counter()
-    for _ in range(steps):
-        functional.linear(x, layer.weight, layer.bias)
-        torch.mm(end.t(), x)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(batch):
+            loss = functional.cross_entropy(layer(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     return time.perf_counter() - start
 
 
 def timing(args: argparse.Namespace) -> list[dict]:
-    """Seconds of a probe, and of its products."""
+    """Seconds of a probe and of a plain loop, in turn."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         train, val = (random_store(folder / str(i), n, args.width, i)
                       for i, n in enumerate((args.rows, 10_000)))
-        for batch in args.batch:
-            for i in range(args.rounds):
-                model, cfg = classifier(args.width, batch)
+        for batch, count, norm in [*((b, 1, False) for b in args.batch),
+                                   (args.batch[0], 1, True),
+                                   (args.batch[0], 13, False)]:
+            for _ in range(args.rounds):
+                model, cfg = classifier(args.width, batch, norm)
                 start = time.perf_counter()
                 result = probe(
                     model, cfg, train, val, epochs=args.epochs,
-                    work_dir=folder / f'{batch}_{i}',
-                    metainfo=dict(classes='0123456789'))
+                    settings=grid(DINOV2_RATES[:count], None),
+                    select='cv' if count == 1 else 'val')
                 seconds = time.perf_counter() - start
-                alone = products(args.width, batch,
-                                 args.epochs * (args.rows // batch))
+                alone = bare(train, batch, args.epochs)
                 rows.append(dict(
                     rows=args.rows, width=args.width, batch=batch,
-                    epochs=args.epochs, probe_s=seconds, products_s=alone,
-                    share=alone / seconds,
+                    settings=count, norm=norm, epochs=args.epochs,
+                    probe_s=seconds, bare_s=alone, ratio=seconds / alone,
                     top1=result.metrics['accuracy/top1']))
                 print(rows[-1], flush=True)
     return rows
@@ -115,8 +122,7 @@ def work(kind: str, rows: int, folder: Path) -> None:
         return
     model, cfg = classifier(1280, 128)
     probe(model, cfg, FeatureStore(folder / 'train'),
-          FeatureStore(folder / 'val'), epochs=2, work_dir=folder / 'probe',
-          metainfo=dict(classes='0123456789'))
+          FeatureStore(folder / 'val'), epochs=2)
 
 
 def peak_of(kind: str, rows: int, folder: Path) -> int:
