@@ -1,5 +1,8 @@
 """A 100-epoch linear probe against one evaluation of the same images.
 
+The digits that scikit-learn ships, in memory; or, with ``--images N``, N files
+of 500 x 400 pixels, cut out of the photographs that scikit-image ships.
+
 Whole processes in turn: ``linear_probe.py`` (extraction, training, validation
 after every epoch, the final checkpoint) and ``test.py`` on the same images;
 and, once, two epochs of frozen training (``lr_mult=0``) by MMPretrain's own
@@ -37,6 +40,32 @@ def run(script: Path, *args: object) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout + done.stderr
 
 
+def photographs(folder: Path, count: int, weights: str) -> Path:
+    """A config for files of images, and ``all.txt``, all of them."""
+    import numpy as np
+    from PIL import Image
+    from skimage import data
+    rng = np.random.default_rng(0)
+    names = ('astronaut', 'cat', 'coffee', 'rocket')
+    for i in range(count):
+        name = names[i % len(names)]
+        photo = Image.fromarray(getattr(data, name)())
+        left, top = (int(rng.integers(0, side // 4)) for side in photo.size)
+        path = folder / 'images' / name / f'{i}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.crop((left, top, left + 3 * photo.width // 4,
+                    top + 3 * photo.height // 4)).resize((500, 400)).save(
+                        path, quality=90)
+    config = folder / 'config.py'
+    run(TOOLS / 'make_config.py', 'tf_efficientnet_lite0', '--data-root',
+        folder / 'images', '--checkpoint', weights, '--recipe', 'linear',
+        '--workers', 2, '--out', config)
+    (folder / 'all.txt').write_text(''.join(
+        (folder / f'config_{split}.txt').read_text(encoding='utf-8')
+        for split in ('train', 'val')), encoding='utf-8')
+    return config
+
+
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,6 +75,9 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--images', type=int, metavar='N',
+                        help='files in place of the digits')
+    parser.add_argument('--weights', help='of tf_efficientnet_lite0')
     parser.add_argument('--out', help='JSON file for the raw figures')
     args = parser.parse_args()
     options = [
@@ -56,11 +88,15 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        config, every = args.config, 'test_dataloader.dataset.split=all'
+        if args.images:
+            config = photographs(folder, args.images, args.weights)
+            every = f'test_dataloader.dataset.ann_file={folder / "all.txt"}'
         for i in range(args.rounds):
             work = folder / str(i)
 
             def probe(work: Path = work) -> tuple[float, str]:
-                return run(TOOLS / 'linear_probe.py', args.config, '--freeze',
+                return run(TOOLS / 'linear_probe.py', config, '--freeze',
                            '--epochs', args.epochs, '--work-dir', work,
                            '--cfg-options', *options)
 
@@ -68,9 +104,9 @@ def main() -> None:
                 weights = work / 'linear_probe.pth'
                 if not weights.exists():
                     weights = folder / '0' / 'linear_probe.pth'
-                return run(TOOLS / 'test.py', args.config, weights,
+                return run(TOOLS / 'test.py', config, weights,
                            '--work-dir', work, '--cfg-options', *options,
-                           'test_dataloader.dataset.split=all')
+                           every)
 
             order = (probe, test) if i % 2 == 0 else (test, probe)
             found = {f.__name__: f() for f in order}
@@ -87,6 +123,10 @@ def main() -> None:
                 paired.write(args.out, rows)
             if i:
                 shutil.rmtree(work)
+        if args.images:
+            print('median ratio',
+                  statistics.median(r['ratio'] for r in rows))
+            return
         seconds, text = run(
             STOCK / 'train.py', args.config, '--work-dir', folder / 'f',
             '--cfg-options', *options, 'train_cfg.max_epochs=2',
