@@ -33,7 +33,10 @@ _KINDS: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
              'the path of a file, and not empty (an unset variable of the '
              'shell?)'),
     'settings': ((dict, ), _anything, 'a dict'),
-    'configs': ((dict, list, tuple), _anything, 'a dict or a list of them'),
+    'configs': ((dict, list, tuple),
+                lambda x: all(isinstance(y, dict) for y in (
+                    [x] if isinstance(x, dict) else x)),
+                'a dict or a list of them'),
     'part': ((dict, nn.Module), _anything,
              'a config, dict(type=...), or a module'),
     'parts': ((dict, nn.Module, list, tuple),

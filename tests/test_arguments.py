@@ -86,3 +86,12 @@ def test_one_level_is_given_as_hosts_give_it():
                  for x in (2, (2, )))
     assert one.out_indices == many.out_indices == (2, )
     assert one.out_channels == many.out_channels
+
+
+def test_a_list_of_configs_holds_configs():
+    """What ``--cfg-options`` makes of a dict is a list of texts."""
+    with pytest.raises(ValueError, match='init_cfg of TimmFeatureBackbone '
+                       'must be a dict or a list of them'):
+        gap_plugin.TimmFeatureBackbone(**NETWORK, init_cfg=[
+            "{'type':'Pretrained'", "'checkpoint':'w.pth'}"])
+    gap_plugin.TimmFeatureBackbone(**NETWORK, init_cfg=[])

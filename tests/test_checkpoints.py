@@ -203,6 +203,15 @@ def test_a_run_without_a_batch_is_refused_and_has_no_best_model(
     assert not list(tmp_path.rglob('*.pth'))
 
 
+def test_a_sampler_without_an_end_fills_its_batches(tmp_path):
+    loader = dict(data('train', 4), drop_last=True,
+                  sampler=dict(type='InfiniteSampler'))
+    run = runner(tmp_path, train_cfg=dict(by_epoch=False, max_iters=2),
+                 default_hooks=HOOKS, train_dataloader=loader)
+    run.train()
+    assert run.iter == 2
+
+
 def named(names, split='test', count=8):
     """A dataloader of a few digits whose classes are called so."""
     loader = data(split, count, 8)

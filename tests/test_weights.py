@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
 from mmpretrain import get_model
@@ -21,7 +21,7 @@ from errors import one_line
 from gap_plugin import TimmFeatureBackbone
 from gap_plugin.timm_network import create
 from networks import SMALLEST, full, sweep
-from runs import data, model, runner
+from runs import HOOKS, data, model, runner
 
 
 def built(name, **kwargs):
@@ -253,11 +253,15 @@ def test_training_from_another_count_of_classes_leaves_the_head_out(
     assert 'left as they were made' in log and "'head.fc.weight'" in log
 
 
-def test_a_test_with_another_count_of_classes_is_refused(tmp_path):
+@pytest.mark.parametrize('kind', ['Runner', 'FlexibleRunner'])
+def test_a_test_with_another_count_of_classes_is_refused(tmp_path, kind):
     _, path = checkpoint(tmp_path, classifier(num_classes=4))
-    run = runner(tmp_path, load_from=path, test_cfg=dict(),
-                 test_dataloader=data('test'),
-                 test_evaluator=dict(type='Accuracy'))
+    run = RUNNERS.get(kind).from_cfg(Config(dict(
+        model=classifier(), work_dir=str(tmp_path / 'w'), load_from=path,
+        test_cfg=dict(), test_dataloader=data('test'), env_cfg=dict(),
+        test_evaluator=dict(type='Accuracy'), default_hooks=HOOKS,
+        experiment_name=f'{kind}{tmp_path.name}',
+        default_scope='mmpretrain')))
     with pytest.raises(ValueError, match="another shape: 'head.fc") as info:
         run.test()
     one_line(info)

@@ -6,6 +6,7 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
@@ -23,6 +24,8 @@ def check_batches(runner: Runner) -> None:
         ValueError: With the number of images and the size of a batch.
     """
     loader = runner.train_dataloader
+    if isinstance(getattr(loader, 'sampler', None), InfiniteSampler):
+        return  # which fills every batch, whatever its length says
     if not length_hint(loader, 1):  # data without a length pass
         size = getattr(loader.batch_sampler, 'batch_size', None)
         raise ValueError(
@@ -50,6 +53,13 @@ class ClassNamesHook(Hook):
                  if isinstance(loop, BaseLoop)}  # which are built
         if 'train' in loops and not runner._resume:
             return
+        if 'train' not in loops:
+            # FlexibleRunner initialises what it tests, too: nothing is left
+            # to chance there, see checked_loading.py
+            model = runner.model
+            while hasattr(model, 'module'):
+                model = model.module
+            model.is_init = False
         for split, loop in loops.items():
             check_classes(checkpoint, getattr(
                 loop.dataloader.dataset, 'metainfo', {}).get('classes'),
