@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from commands import DIGITS, OURS, last_line, python
+from errors import one_line
 from gap_plugin.engine.checkpoint_hook import _Renaming, clear_partial
 from kills import KILLS, fork, moments
 from networks import full
@@ -259,6 +260,17 @@ def test_a_run_goes_on_with_its_own_classes_alone(tmp_path):
     with pytest.raises(ValueError, match="classes than those of 'train'"):
         runner(tmp_path / 'w', 3, resume=True, **others).train()
     runner(tmp_path / 'x', 1, **others).train()  # starts from its weights
+
+
+def test_a_run_does_not_go_on_from_weights_alone(tmp_path):
+    train(tmp_path / 'w')
+    path = str(tmp_path / 'w' / 'epoch_2.pth')
+    torch.save(dict(state_dict=weights(path), meta={}), path)
+    with pytest.raises(ValueError, match=r'epoch_2.pth.* goes on from: it '
+                       r'lacks message_hub; .* load_from') as info:
+        runner(tmp_path / 'x', 3, resume=True, load_from=path,
+               default_hooks=HOOKS, log_level='ERROR').train()
+    one_line(info)
 
 
 def test_the_command_asks_for_classes_whatever_the_hooks(tmp_path):

@@ -179,8 +179,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     if not {'train', 'val'} & set(found):
         return {}
     if not {'train', 'val'} <= set(found):
-        there = found.get('train') or found['val']
-        raise ValueError(f'{str(root)!r} has {there.name}/ alone: give it '
+        there = ' and '.join(f'{path.name}/' for path in found.values())
+        raise ValueError(f'{str(root)!r} has {there} alone: give it '
                          'train/ and val/, or class folders only.')
     if others:
         warnings.warn(f'{shorten(others)} beside {found["train"].name}/ of '

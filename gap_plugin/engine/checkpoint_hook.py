@@ -53,6 +53,13 @@ class ClassNamesHook(Hook):
                  if isinstance(loop, BaseLoop)}  # which are built
         if 'train' in loops and not runner._resume:
             return
+        name = runner._load_from or runner.work_dir
+        lacking = ', '.join({'meta', 'message_hub'} - checkpoint.keys())
+        if runner._resume and lacking:
+            raise ValueError(
+                f'checkpoint {str(name)!r} is none that a run goes on from: '
+                f'it lacks {lacking}; to start from its weights, give it as '
+                'load_from in the config, without resume.')
         if 'train' not in loops:
             # FlexibleRunner initialises what it tests, too: nothing is left
             # to chance there, see checked_loading.py
@@ -63,7 +70,7 @@ class ClassNamesHook(Hook):
         for split, loop in loops.items():
             check_classes(checkpoint, getattr(
                 loop.dataloader.dataset, 'metainfo', {}).get('classes'),
-                runner._load_from or runner.work_dir, split)
+                name, split)
 
 
 @HOOKS.register_module()
