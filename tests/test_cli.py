@@ -176,6 +176,9 @@ def test_mixed_precision_names_a_device_that_it_lacks(
     (['--cfg-options', 'model.backbone.model_name=hiera_tiny_224',
       'model.backbone.img_size=100'], 'its own size is 224 x 224'),
     (['--cfg-options', 'train_dataloader.batch_size=1'], 'drop_last=True'),
+    (['--cfg-options', 'train_cfg.max_epochs=0'], 'its max_epochs is 0'),
+    (['--cfg-options', 'train_dataloader.dataset.indices=0'],
+     'a dataset of the config has no images'),
     (['--cfg-options', 'auto_scale_lr=None', '--auto-scale-lr'],
      'base_batch_size'),
 ])

@@ -305,6 +305,15 @@ def test_features_are_those_of_the_network_on_test_images(tmp_path, split):
         dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))]
 
 
+def test_a_preprocessor_may_write_into_its_samples(tmp_path):
+    model, cfg = digits()
+    cfg.val_dataloader.dataset.indices = 6
+    plain = extract(model, cfg, 'val', tmp_path / 'plain').features
+    model.data_preprocessor.to_onehot = True  # as the multi-label recipe
+    scored = extract(model, cfg, 'val', tmp_path / 'scored').features
+    np.testing.assert_array_equal(plain, scored)
+
+
 def test_norms_neither_follow_the_batches_nor_move(tmp_path):
     model, cfg = digits({'model.backbone': dict(
         type='TimmFeatureBackbone', model_name='test_resnet', img_size=32)})

@@ -270,6 +270,22 @@ def test_labels_are_checked_ahead_of_their_way_to_a_gpu():
             data_samples=labelled(0, 3)), True)
 
 
+def test_a_test_with_labels_that_there_is_no_class_for_is_refused():
+    model = MODELS.build(dict(type='TimmFeatureClassifier', head=linear(512),
+                              backbone=dict(type='ResNet', depth=18))).eval()
+    inputs = [torch.zeros(3, 8, 8)] * 2
+    with pytest.raises(ValueError, match='labels from 1 to 3'):
+        model.data_preprocessor(dict(inputs=inputs,
+                                     data_samples=labelled(1, 3)))
+    for samples in (labelled(0, 2), [DataSample(), DataSample()]):
+        model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
+
+
+def test_head_names_images_without_labels():
+    with pytest.raises(ValueError, match='images have no labels'):
+        LinearHead(3, 5).loss(features(2, 5), [DataSample(), DataSample()])
+
+
 def test_head_names_maps():
     with pytest.raises(ValueError, match='put a GAPNeck ahead'):
         LinearHead(3, 5)(features(2, 5, 4, 4))

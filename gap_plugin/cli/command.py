@@ -71,6 +71,10 @@ def command(flags: Callable[[], argparse.ArgumentParser],
 def one_line(error: BaseException, parser: argparse.ArgumentParser) -> str:
     """An error in one line, with flags where it names arguments."""
     text = first_line(error)
+    if text == 'need at least one array to concatenate':
+        # what MMEngine says where it packs the samples of a dataset
+        text = ('a dataset of the config has no images: check its data_root '
+                'and ann_file.')
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0]).strip().splitlines()[0].split('. ')[0]
     # MMEngine wraps what a part raises in the place where it stands

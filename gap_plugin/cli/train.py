@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from ..datasets.checks import check_datasets, check_folder
 from ..engine.checkpoint_hook import (
@@ -80,9 +80,15 @@ def check_training(runner: Runner) -> None:
     Raises:
         ValueError: If it lacks what training needs, or images for a batch.
     """
-    if runner.train_loop is None:
+    loop = runner.train_loop
+    if loop is None:
         raise ValueError('the config has no train_cfg, train_dataloader and '
                          'optim_wrapper: name a config that trains.')
+    asked = 'max_iters' if isinstance(
+        loop, IterBasedTrainLoop) else 'max_epochs'
+    if getattr(loop, asked, 1) < 1:
+        raise ValueError(f'train_cfg trains nothing: its {asked} is '
+                         f'{getattr(loop, asked)}, set it to 1 at least.')
     check_batches(runner)
 
 

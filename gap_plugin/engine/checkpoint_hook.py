@@ -54,7 +54,8 @@ class ClassNamesHook(Hook):
         if 'train' in loops and not runner._resume:
             return
         name = runner._load_from or runner.work_dir
-        lacking = ', '.join({'meta', 'message_hub'} - checkpoint.keys())
+        lacking = ', '.join(sorted(
+            {'meta', 'message_hub'} - checkpoint.keys()))
         if runner._resume and lacking:
             raise ValueError(
                 f'checkpoint {str(name)!r} is none that a run goes on from: '

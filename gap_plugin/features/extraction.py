@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Collection
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
         with precision:
             return part(batch).float().cpu().numpy()
 
-    width = features_of(_collate(loader)([first])).shape[1]
+    # a copy: preprocessors write into samples, and move them
+    width = features_of(_collate(loader)([deepcopy(first)])).shape[1]
     writer = StoreWriter(folder, len(names), width, dtype, block)
     if rank == 0:
         writer.prepare(labels, names, plan)

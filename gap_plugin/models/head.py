@@ -92,6 +92,11 @@ class LinearHead(ClsHead):
             check_labels(0, scores - 1, self.num_classes, 'LinearHead',
                          'the data', all_scored=True)
             return
+        if 'gt_label' not in data_samples[0]:
+            raise ValueError(
+                'the images have no labels, which LinearHead is trained by: '
+                'give their dataset some (with_label=True of CustomDataset, '
+                'and class folders or a list).')
         labels = torch.cat([sample.gt_label for sample in data_samples])
         if labels.device.type != 'cpu':
             return
@@ -103,15 +108,16 @@ class LinearHead(ClsHead):
                          'LinearHead', 'the data')
 
     def check_batch(self, preprocessor: nn.Module, args: tuple) -> None:
-        """The same of a batch that is about to move to the GPU.
+        """The same of a batch that is about to move to the GPU, or is tested.
 
-        A forward pre-hook of the data preprocessor, which
+        What there is no class for would count as wrong there. A forward
+        pre-hook of the data preprocessor, which
         :class:`TimmFeatureClassifier` registers.
         """
         data = args[0] if args else None
         samples = data.get('data_samples') if isinstance(data, dict) else None
         device = torch.device(getattr(preprocessor, 'device', 'cpu'))
-        if (self.training and device.type != 'cpu' and samples and all(
+        if (device.type != 'cpu' or not self.training) and samples and all(
                 isinstance(sample, DataSample) and 'gt_label' in sample
-                for sample in samples)):
+                for sample in samples):
             self._check(samples)
