@@ -150,6 +150,16 @@ def test_augmented_tests_keep_the_preprocessor(tmp_path, own):
         [1., 2., 3.] if own else PREPROCESSOR['mean'])
 
 
+@pytest.mark.parametrize('place', ['argument', 'load_from'])
+def test_an_empty_name_is_no_checkpoint(tmp_path, place):
+    """Of a variable that the shell does not know, such as --checkpoint."""
+    cfg = config(tmp_path)
+    if place == 'load_from':
+        cfg.load_from = ''
+    with pytest.raises(FileNotFoundError, match="checkpoint '' can not be"):
+        build_classifier(cfg, '' if place == 'argument' else None)
+
+
 def test_norms_over_processes_are_those_of_one(tmp_path):
     cfg = config(tmp_path)
     cfg.model = dict(

@@ -41,8 +41,9 @@ def build_classifier(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model = revert_sync_batchnorm(MODELS.build(model_config(cfg)))
     model.init_weights()
-    checkpoint = checkpoint or cfg.get('load_from')
-    if checkpoint:
+    if checkpoint is None:
+        checkpoint = cfg.get('load_from')
+    if checkpoint is not None:  # an empty name is no file, as for a runner
         load_checkpoint(model, checkpoint, map_location='cpu')
     return model.to(get_device())
 

@@ -119,7 +119,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a file."""
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
-        raise FileNotFoundError(f'{filename} can not be found.')
+        raise FileNotFoundError(f'checkpoint {filename!r} can not be found.')
     return read_checkpoint_file(filename, map_location)
 
 
