@@ -262,6 +262,16 @@ def test_a_run_goes_on_with_its_own_classes_alone(tmp_path):
     runner(tmp_path / 'x', 1, **others).train()  # starts from its weights
 
 
+def test_a_run_does_not_go_on_with_another_head(tmp_path):
+    train(tmp_path / 'w')
+    other = model()
+    other['head']['num_classes'] = 12
+    with pytest.raises(ValueError, match='does not fit .*another shape: '
+                       "'head.fc.weight'"):
+        runner(tmp_path / 'w', 3, resume=True, model=other,
+               default_hooks=HOOKS, log_level='ERROR').train()
+
+
 def test_a_run_does_not_go_on_from_weights_alone(tmp_path):
     train(tmp_path / 'w')
     path = str(tmp_path / 'w' / 'epoch_2.pth')

@@ -181,6 +181,9 @@ def test_mixed_precision_names_a_device_that_it_lacks(
      'a dataset of the config has no images'),
     (['--cfg-options', 'auto_scale_lr=None', '--auto-scale-lr'],
      'base_batch_size'),
+    (['--cfg-options', 'train_dataloader.dataset.pipeline.0.type='
+      'TimmTrainTransform', 'train_dataloader.dataset.pipeline.0.scale=.5'],
+     'the lower one first, got 0.5. (TypeError)'),
 ])
 def test_mistakes_end_in_one_line(tmp_path, flags, part):
     if part == 'base_batch_size':

@@ -613,6 +613,8 @@ def test_knn_and_few_shot(tmp_path):
     assert rows == few_shot(train, val, [1, 8])
     assert rows != few_shot(train, val, [1, 8], seed=1)
     assert rows[1]['top1'] > rows[0]['top1'] > 34
+    once, twice = (knn(train, val, counts)[-1] for counts in ([5], [5, 5]))
+    assert once == twice
     with pytest.raises(ValueError, match='knn=49: .* 48 training images'):
         knn(train, val, [49])
     with pytest.raises(ValueError, match=r'shots=40: .* \d+ training '

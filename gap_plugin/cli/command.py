@@ -78,6 +78,7 @@ def one_line(error: BaseException, parser: argparse.ArgumentParser) -> str:
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0]).strip().splitlines()[0].split('. ')[0]
     # MMEngine wraps what a part raises in the place where it stands
+    text = re.sub(r' in <\S+ object at 0x[0-9a-f]+>$', '', text)
     text = re.sub(r'^class `(\w+)` in \S+: ', r'\1: ', text)
     text = re.sub(r"(\w+)\.__init__\(\) got an unexpected keyword argument "
                   r"('\w+')", r'\1 has no argument \2', text)

@@ -61,13 +61,13 @@ class ClassNamesHook(Hook):
                 f'checkpoint {str(name)!r} is none that a run goes on from: '
                 f'it lacks {lacking}; to start from its weights, give it as '
                 'load_from in the config, without resume.')
-        if 'train' not in loops:
-            # FlexibleRunner initialises what it tests, too: nothing is left
-            # to chance there, see checked_loading.py
-            model = runner.model
-            while hasattr(model, 'module'):
-                model = model.module
-            model.is_init = False
+        # runners initialise what they resume, and FlexibleRunner what it
+        # tests, too: see checked_loading.py, where nothing may be left to
+        # chance then
+        model = runner.model
+        while hasattr(model, 'module'):
+            model = model.module
+        model.is_init = False
         for split, loop in loops.items():
             check_classes(checkpoint, getattr(
                 loop.dataloader.dataset, 'metainfo', {}).get('classes'),

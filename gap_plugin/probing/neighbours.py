@@ -50,7 +50,7 @@ def knn(train: FeatureStore, val: FeatureStore,
         weights = ((nearest - nearest[:, :1]) / TEMPERATURE).exp()
         classes = labels[places]
         truth = torch.tensor(np.array(val.labels[rows]))
-        for k in counts:
+        for k in right:
             votes = torch.zeros(len(truth), int(labels.max()) + 1)
             votes.scatter_add_(1, classes[:, :k], weights[:, :k])
             right[k] += int((votes.argmax(1) == truth).sum())
