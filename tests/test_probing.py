@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import itertools
 import json
 import re
 
@@ -653,3 +654,14 @@ def test_each_epoch_takes_the_next_view(tmp_path):
         x, labels = (torch.cat(part) for part in zip(*found, strict=True))
         assert x[:, 0].tolist() == (labels * 10 + epoch % 2).tolist()
         assert sorted(labels.tolist()) == list(range(21))
+
+
+def test_a_sampler_without_end_gives_full_batches_one_after_another(tmp_path):
+    store = fake_store(tmp_path / 'train', range(21))
+    loader = dict(batch_size=8, sampler=dict(type='InfiniteSampler'))
+    batches = Batches(loader, Rows([store], CPU), 0)
+    found = [b for epoch in range(2) for b in batches.of(epoch)]
+    assert [len(b) for b in found] == [8] * 6
+    sampler = DATA_SAMPLERS.build(
+        loader['sampler'], default_args=dict(dataset=range(21), seed=0))
+    assert torch.cat(found).tolist() == list(itertools.islice(sampler, 48))

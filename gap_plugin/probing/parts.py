@@ -38,6 +38,10 @@ class _Stored(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         return (x, ) if self.in_tuple else x
 
+    def get_layer_depth(self, *_: str) -> tuple[int, int]:
+        """Of what comes behind a backbone: its rate does not decay."""
+        return 0, 1
+
 
 def check_frozen(model: nn.Module) -> None:
     """Refuse a backbone whose features would change in training.

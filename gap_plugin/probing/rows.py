@@ -1,10 +1,12 @@
 """Stored features as batches of tensors, in the order of a sampler."""
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
 from ..features.store import FeatureStore
@@ -105,6 +107,9 @@ class Batches:
         self._sampler = DATA_SAMPLERS.build(
             loader.get('sampler') or dict(type='DefaultSampler'),
             default_args=dict(dataset=rows, seed=seed))
+        # it goes on where the last epoch has ended
+        self._endless = (iter(self._sampler) if isinstance(
+            self._sampler, InfiniteSampler) else None)
         self._batched = None
         if loader.get('batch_sampler'):
             self._batched = DATA_SAMPLERS.build(
@@ -127,5 +132,6 @@ class Batches:
         if self._batched is not None:
             yield from map(torch.tensor, self._batched)
             return
-        order = torch.tensor(list(self._sampler))
-        yield from order.split(self.size)[:len(self)]
+        order = itertools.islice(self._endless or self._sampler,
+                                 len(self) * self.size)
+        yield from torch.tensor(list(order)).split(self.size)
