@@ -192,6 +192,13 @@ HEADS = {
     'arcface': dict(type='ArcFaceClsHead', num_classes=3, in_channels=16),
     'multi-label': dict(type='MultiLabelLinearClsHead', num_classes=3,
                         in_channels=16),
+    'one label of several': dict(type='MultiLabelLinearClsHead',
+                                 num_classes=3, in_channels=16),
+    'sigmoid': dict(type='LinearHead', num_classes=3, in_channels=16,
+                    loss=dict(type='CrossEntropyLoss', use_sigmoid=True)),
+    'dropout, sigmoid': dict(
+        type='LinearHead', num_classes=3, in_channels=16, dropout=.5,
+        loss=dict(type='CrossEntropyLoss', use_sigmoid=True)),
 }
 
 
@@ -200,20 +207,24 @@ def test_any_head_is_trained_with_its_own_loss(tmp_path, kind):
     model, cfg = digits({
         'model.head': HEADS[kind], 'model.neck': [
             dict(type='GAPNeck'), dict(type='BNNeck', in_channels=16)],
-        'model.type': 'ImageClassifier',
-        'train_dataloader.batch_size': 8})
+        'model.type': 'ImageClassifier', 'train_dataloader.batch_size': 8,
+        'model.data_preprocessor': dict(
+            num_classes=3, to_onehot='sigmoid' in kind)})
     labels = [i % 3 for i in range(21)]
     if kind == 'multi-label':
         labels = np.eye(3, dtype=np.float32)[labels]
     store = fake_store(tmp_path / 'train', labels)
     short = probe_model(model)
     trained = Candidates(short, 1)
-    assert trained.linear is (kind not in ('dropout', 'arcface'))
+    assert trained.linear is not ('dropout' in kind or kind == 'arcface')
     x, y = Rows([store], CPU).take(torch.tensor([3, 1, 20, 7]))
     trained.train(False)
-    own = short.loss(x, [
+    samples = [
         DataSample().set_gt_score(row) if y.is_floating_point() else
-        DataSample().set_gt_label(row) for row in y])['loss']
+        DataSample().set_gt_label(row) for row in y]
+    own = short.loss(x, model.data_preprocessor(dict(
+        inputs=torch.zeros(4, 3, 2, 2), data_samples=samples),
+        training=True)['data_samples'])['loss']
     torch.testing.assert_close(trained.loss(x, y)['loss'], own)
     before = copy.deepcopy(model.head.state_dict())
     probe(model, cfg, store, None, epochs=2)

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, build_optim_wrapper
+from torch import nn
 
 from .parts import Candidates
 
@@ -56,11 +57,11 @@ def update(wrapper: OptimWrapper, trained: Candidates,
     wrapper.optimizer.zero_grad()
 
 
-def tell_left_out(cfg: Config) -> None:
+def tell_left_out(cfg: Config, model: nn.Module) -> None:
     """Name what of a config a probe does not do."""
     found = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or []]
-    if (cfg.model.get('train_cfg') or {}).get('augments'):
-        found.append('train_cfg.augments, which mix images')
+    if getattr(model.data_preprocessor, 'batch_augments', None):
+        found.append('the augments that mix images')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind != 'OptimWrapper':
         found.append(f'the mixed precision or more of {kind}')

@@ -97,7 +97,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         if store is not None:
             refuse_unlabelled(store.labels, split)
             check_split(store.labels, model, split)
-    tell_left_out(cfg)
+    tell_left_out(cfg, model)
     short = probe_model(model, views[0].description['in_tuple'])
     device = next(model.parameters()).device
     rows, val_rows, test_rows = (
