@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
@@ -18,6 +19,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from commands import DIGITS, OURS, STOCK, python, reported
+from gap_plugin.cli.probe import probe_rows
 from gap_plugin.features import StoreWriter, extract
 from gap_plugin.probing import (
     check_frozen,
@@ -29,7 +31,7 @@ from gap_plugin.probing import (
     probe,
     probe_model,
 )
-from gap_plugin.probing.choice import folds
+from gap_plugin.probing.choice import Score, folds
 from gap_plugin.probing.metrics import evaluate
 from gap_plugin.probing.parts import Candidates
 from gap_plugin.probing.rows import Batches, Rows
@@ -676,3 +678,73 @@ def test_a_sampler_without_end_gives_full_batches_one_after_another(tmp_path):
     sampler = DATA_SAMPLERS.build(
         loader['sampler'], default_args=dict(dataset=range(21), seed=0))
     assert torch.cat(found).tolist() == list(itertools.islice(sampler, 48))
+
+
+EVALUATORS = {
+    'as an evaluator': dict(metrics=[dict(type='Accuracy', topk=(1, ))]),
+    'with a matrix': [dict(type='ConfusionMatrix'),
+                      dict(type='SingleLabelMetric', average=None),
+                      dict(type='Accuracy', topk=(1, ))],
+}
+
+
+@pytest.mark.parametrize('kind', EVALUATORS)
+@pytest.mark.parametrize('select', ['cv', 'val'])
+def test_an_evaluator_of_any_form_chooses_by_a_number(tmp_path, kind, select):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.val_evaluator = EVALUATORS[kind]
+    # the first one diverges
+    result = probe(model, cfg, train, val, epochs=2, fold_count=3,
+                   select=select, work_dir=tmp_path / 'w',
+                   settings=grid([1e38, 1e-2], None))
+    assert {row['metric'] for row in result.table} == {'accuracy/top1'}
+    assert result.setting['lr'] == 1e-2
+    told = probe_rows(result, dict(train=48, val=48))
+    assert all(isinstance(row['value'], float) for row in told)
+    (log, ) = (tmp_path / 'w').rglob('scalars.json')
+    assert 'accuracy/top1' in log.read_text()
+    if kind == 'with a matrix':
+        assert result.metrics['confusion_matrix/result'].shape == (3, 3)
+
+
+@pytest.mark.parametrize('key', [
+    'optim_wrapper', 'train_cfg', 'val_evaluator', 'test_evaluator'])
+def test_what_a_config_lacks_is_named(tmp_path, key):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg[key] = None
+    with pytest.raises(ValueError, match=f'the config has no {key}'):
+        probe(model, cfg, train, None, epochs=1, test=val,
+              settings=grid([1e-3, 1e-2], None))
+
+
+def test_settings_are_chosen_without_a_validation_split(tmp_path):
+    train, _ = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.val_dataloader = cfg.val_cfg = None
+    for key in ('param_scheduler', 'randomness', 'default_hooks',
+                'visualizer'):
+        cfg.pop(key)
+    result = probe(model, cfg, train, None, epochs=1, fold_count=3,
+                   settings=grid([1e-9, 1e-2], None))
+    assert result.metrics == {} and result.setting['lr'] == 1e-2
+
+
+@pytest.mark.parametrize('hook, metrics, expected', [
+    (dict(save_best='auto'), dict(list=[1, 2], top1=3.), ('top1', 3.)),
+    (dict(save_best=False), dict(loss=3.), ('loss', -3.)),
+    (dict(save_best=['b', 'a'], rule=['less', 'greater']),
+     dict(a=1., b=2.), ('b', -2.)),
+    (dict(save_best='error', less_keys=['err']), dict(error=2.),
+     ('error', -2.)),
+    (dict(save_best='loss', rule='greater'), dict(loss=torch.tensor(2.)),
+     ('loss', 2.)),
+    (None, dict(a=float('nan')), ('a', -float('inf')))])
+def test_what_is_chosen_by_is_what_checkpoints_are_the_best_of(
+        hook, metrics, expected):
+    score = Score(Config(dict(default_hooks=dict(checkpoint=hook))))
+    value = score(metrics)
+    assert (score.metric, value) == expected
+    with pytest.raises(ValueError, match='numbers that the evaluator gives'):
+        score(dict(other=1.))

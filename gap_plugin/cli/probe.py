@@ -37,6 +37,7 @@ from ..probing import (
     probe,
     save_whole,
 )
+from ..probing.metrics import numbers
 from ..version import __version__
 from . import console
 from .building import build_model, extract_splits, load_config, one_run
@@ -134,7 +135,8 @@ def probe_rows(result: ProbeResult, sizes: dict[str, int]) -> list[dict]:
         dict(kept, split=split, metric=metric, value=value)
         for split, metrics in (('val', result.metrics),
                                ('test', result.test_metrics))
-        for metric, value in metrics.items() if (split, metric) not in told]
+        for metric, value in numbers(metrics).items()
+        if (split, metric) not in told]
     for row in table:
         if row['kept'] and row['split'] in sizes:
             row.update(interval(row['metric'], row['value'],
