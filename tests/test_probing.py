@@ -14,6 +14,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend, Visualizer
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -33,6 +34,7 @@ from gap_plugin.probing import (
 )
 from gap_plugin.probing.choice import Score, folds
 from gap_plugin.probing.metrics import evaluate
+from gap_plugin.probing.optimiser import optimiser
 from gap_plugin.probing.parts import Candidates
 from gap_plugin.probing.rows import Batches, Rows
 from gap_plugin.probing.schedule import Schedule
@@ -325,6 +327,17 @@ VARIANTS = {
     'shift frozen': ({'model.neck': [dict(type='GAPNeck'), dict(
         type='BNNeck', in_channels=16, freeze_bias=True)]}, True),
     'accumulated': ({'optim_wrapper.accumulative_counts': 2}, True),
+    'Lamb': ({'optim_wrapper.optimizer': dict(
+        type='Lamb', lr=1e-3, weight_decay=.1, _delete_=True)}, True),
+    'clipped by value': ({'optim_wrapper.clip_grad': dict(
+        type='value', clip_value=1e-3, _delete_=True)}, True),
+    'groups': ({'optim_wrapper.paramwise_cfg': dict(
+        custom_keys={'head.fc': dict(lr_mult=3., decay_mult=0.)})}, True),
+    'layer decay': ({'optim_wrapper': dict(
+        type='OptimWrapper', optimizer=dict(
+            type='AdamW', lr=1e-3, weight_decay=.1),
+        constructor='LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=.5))}, True),
     'another head': ({'model.head': dict(
         type='ArcFaceClsHead', num_classes=3, in_channels=16)}, False),
 }
@@ -342,7 +355,7 @@ def test_heads_trained_at_once_end_as_each_alone(tmp_path, variant):
     rows, val_rows = (Rows([store], CPU) for store in (train, val))
     together = Candidates(probe_model(model), len(settings))
     assert together.linear is linear
-    run = _Run(cfg, 3, None)
+    run = _Run(cfg, 3)
     run.train(together, settings, rows)
     for index in (0, 9, 10):
         alone, cfg = digits({**SIXTEEN, **options})
@@ -533,12 +546,20 @@ def test_what_of_a_config_is_not_done_is_named(tmp_path, monkeypatch):
                      r'ReduceOnPlateauLR', line)
 
 
-def test_the_visualizer_of_the_config_gets_the_curves(tmp_path):
+def test_the_visualizer_of_the_config_gets_the_curves(tmp_path, monkeypatch):
     train, val = small_stores(tmp_path)
     model, cfg = digits(SIXTEEN)
     cfg.visualizer = dict(type='UniversalVisualizer', vis_backends=[
         dict(type='LocalVisBackend')])
+    closed = []
+    monkeypatch.setattr(LocalVisBackend, 'close',
+                        lambda self: closed.append(self))
+    known = dict(Visualizer._instance_dict)
+    state = torch.manual_seed(7).get_state()
     result = probe(model, cfg, train, val, epochs=3, work_dir=tmp_path / 'w')
+    # nothing is left behind
+    assert torch.equal(torch.get_rng_state(), state)
+    assert Visualizer._instance_dict == known and len(closed) == 1
     (path, ) = (tmp_path / 'w').rglob('scalars.json')
     rows = list(map(json.loads, path.read_text().splitlines()))
     assert [row['step'] for row in rows] == [1, 2, 3]
@@ -748,3 +769,12 @@ def test_what_is_chosen_by_is_what_checkpoints_are_the_best_of(
     assert (score.metric, value) == expected
     with pytest.raises(ValueError, match='numbers that the evaluator gives'):
         score(dict(other=1.))
+
+
+def test_the_learning_rate_is_scaled_where_the_runner_scales_it():
+    model, cfg = digits({**SIXTEEN, 'auto_scale_lr': dict(
+        base_batch_size=64, enable=True)})
+    trained = Candidates(probe_model(model), 2)
+    wrapper = optimiser(trained, cfg, [dict(lr=.1), dict(lr=.2)])
+    assert {group['lr'] for group in wrapper.optimizer.param_groups} == {
+        .1 / 8, .2 / 8}

@@ -5,19 +5,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import VISUALIZERS
 from torch import nn
 
 from ..features.images import check_split, refuse_unlabelled
 from ..features.store import FeatureStore
 from ..progress import bar
 from .choice import Score, folds
+from .curves import curves
 from .metrics import evaluate, numbers
 from .optimiser import optimiser, schedulers, tell_left_out, update
 from .parts import Candidates, probe_model
@@ -109,17 +108,20 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     rows, val_rows, test_rows = (
         None if stores[0] is None else Rows(stores, device, metainfo)
         for stores in (views, [val], [test]))
-    run = _Run(cfg, epochs, work_dir)
+    run = _Run(cfg, epochs)
     chosen, table = next(iter(settings)), []
-    if select == 'val':
-        chosen, table = run.best_on_val(short, settings, rows, val_rows)
-    else:
-        if len(settings) > 1:
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        if select == 'cv' and len(settings) > 1:
             chosen, table = run.cross_validated(
                 short, settings, rows, np.asarray(views[0].sample_ids),
                 fold_count)
-        run.train(Candidates(short, 1), {chosen: settings[chosen]}, rows,
-                  val_rows)
+        with curves(cfg, work_dir) as run.draw:
+            if select == 'val':
+                chosen, table = run.best_on_val(short, settings, rows,
+                                                val_rows)
+            else:
+                run.train(Candidates(short, 1), {chosen: settings[chosen]},
+                          rows, val_rows)
     own = {key: cfg.optim_wrapper.optimizer[key] for key in (
         'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
     kept = Candidates(short, 1)
@@ -141,15 +143,10 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
 class _Run:
     """Trainings by one config."""
 
-    def __init__(self, cfg: Config, epochs: int,
-                 work_dir: str | Path | None) -> None:
+    def __init__(self, cfg: Config, epochs: int) -> None:
         self.cfg, self.epochs, self.score = cfg, epochs, Score(cfg)
         self.seed = (cfg.get('randomness') or {}).get('seed') or 0
-        self._visualizer = work_dir and cfg.get('visualizer') and (
-            VISUALIZERS.build(dict(
-                cfg.visualizer, save_dir=str(work_dir),
-                # its own, or two probes of a process share what they log
-                name=f'probe_{uuid4().hex[:8]}')))
+        self.draw: Callable | None = None  # takes scalars and their step
 
     def evaluate(self, trained: Candidates, rows: Rows,
                  split: str = 'val') -> list[dict[str, float]]:
@@ -213,8 +210,8 @@ class _Run:
     def _draw(self, epoch: int, settings: Mapping[str, dict],
               found: list[dict], wrapper: OptimWrapper,
               losses: dict[str, float]) -> None:
-        """Hand the curves to the config's visualizer."""
-        if self._visualizer is None:
+        """Hand a point of each curve to the visualizer."""
+        if self.draw is None:
             return
         scalars = dict(losses, loss=losses['loss'] / len(settings))
         if len(settings) == 1:
@@ -223,7 +220,7 @@ class _Run:
             scalars.update({
                 f'{name}/{key}' if len(settings) > 1 else key: value
                 for key, value in numbers(metrics).items()})
-        self._visualizer.add_scalars(scalars, step=epoch)
+        self.draw(scalars, step=epoch)
 
     def best_on_val(self, short: nn.Module, settings: Mapping[str, dict],
                     rows: Rows, val_rows: Rows) -> tuple[str, list[dict]]:
@@ -258,7 +255,6 @@ class _Run:
                         ) -> tuple[str, list[dict]]:
         """The setting whose last epoch is best on rows it has not seen."""
         fold = folds(rows.labels.numpy(), names, count, self.seed)
-        drawn, self._visualizer = self._visualizer, None
         found = []
         for k in range(count):
             trained = Candidates(copy.deepcopy(short), len(settings))
@@ -266,7 +262,6 @@ class _Run:
                 np.flatnonzero(fold != k)), told=f'fold {k + 1}/{count}')
             found.append(self.evaluate(
                 trained, rows.subset(np.flatnonzero(fold == k))))
-        self._visualizer = drawn
         scores = np.array([[self.score(m) for m in one] for one in found])
         kept = list(settings)[int(scores.mean(0).argmax())]
         table, metric = [], self.score.metric
