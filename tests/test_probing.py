@@ -20,7 +20,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from commands import DIGITS, OURS, STOCK, python, reported
-from gap_plugin.cli.probe import probe_rows
+from gap_plugin.cli.probe import check_flags, flags, probe_rows
 from gap_plugin.features import StoreWriter, extract
 from gap_plugin.probing import (
     check_frozen,
@@ -778,3 +778,30 @@ def test_the_learning_rate_is_scaled_where_the_runner_scales_it():
     wrapper = optimiser(trained, cfg, [dict(lr=.1), dict(lr=.2)])
     assert {group['lr'] for group in wrapper.optimizer.param_groups} == {
         .1 / 8, .2 / 8}
+
+
+def test_a_lone_row_of_a_fold_spoils_no_cross_validation(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits({**SIXTEEN, 'train_dataloader.batch_size': 31,
+                         'train_dataloader.drop_last': False})
+    # 48 rows make folds of 16: 32 are left, one more than a batch
+    probe(model, cfg, train, val, epochs=1, fold_count=3,
+          settings=grid([1e-3, 1e-2], None))
+
+
+def test_flags_that_contradict_each_other_are_named():
+    for given, told in ((['--select', 'val'], '--select val'),
+                        (['--knn', '5'], '--knn'),
+                        (['--grid', '--lr', '1'], '--grid')):
+        args = flags().parse_args([str(DIGITS), '--no-validate', *given])
+        with pytest.raises(ValueError, match=told):
+            check_flags(args)
+
+
+def test_the_epoch_that_is_kept_is_told(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    result = probe(model, cfg, train, val, epochs=30, select='val',
+                   settings=grid([1e-2, 3e-2], None))
+    best = max(result.table, key=lambda row: row['value'])
+    assert result.epoch == best['epoch'] < 30

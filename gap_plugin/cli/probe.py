@@ -99,6 +99,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f'--folds must be 2 at least, got {args.folds}.')
     if args.grid and args.lr:
         raise ValueError('--grid gives the learning rates: leave --lr out.')
+    if args.select == 'val' and args.no_validate:
+        raise ValueError('--select val chooses by the validation split: '
+                         'leave --no-validate out.')
     for flag in ('knn', 'shots', 'logistic'):
         if args.no_validate and getattr(args, flag):
             raise ValueError(f'--{flag} is measured on the validation split: '
@@ -202,7 +205,7 @@ def _probe(cfg: Config, args: argparse.Namespace, settings: dict) -> None:
         select=args.select, fold_count=args.folds)
     path = work_dir / 'linear_probe.pth'
     save_whole(model, path, dict(
-        dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=args.epochs,
+        dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=result.epoch,
         gap_plugin_version=__version__))
     rows = probe_rows(result, {split: len(store) for split, store in
                                stores.items()}) + others

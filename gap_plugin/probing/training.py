@@ -38,12 +38,14 @@ class ProbeResult:
             (which is chosen by), ``value``, ``std`` over the folds of a
             cross-validation, ``split`` and ``epoch`` of the value, ``kept``.
         setting: That of the kept weights.
+        epoch: Theirs.
     """
 
     metrics: dict[str, float]
     test_metrics: dict[str, float]
     table: list[dict[str, Any]] = field(default_factory=list)
     setting: dict[str, float] = field(default_factory=dict)
+    epoch: int = 0
 
 
 def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
@@ -137,7 +139,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                       value=float(found[0][metric]), kept=True)]
     for row in table:
         row.update({**own, **settings[row.pop('name')]})
-    return ProbeResult(*found, table, {**own, **settings[chosen]})
+    (epoch, ) = [row['epoch'] for row in table if row['kept']] or [epochs]
+    return ProbeResult(*found, table, {**own, **settings[chosen]}, epoch)
 
 
 class _Run:
@@ -258,8 +261,11 @@ class _Run:
         found = []
         for k in range(count):
             trained = Candidates(copy.deepcopy(short), len(settings))
-            self.train(trained, settings, rows.subset(
-                np.flatnonzero(fold != k)), told=f'fold {k + 1}/{count}')
+            seen = np.flatnonzero(fold != k)
+            if len(seen) % self.cfg.train_dataloader.batch_size == 1:
+                seen = seen[1:]  # no batch norm is trained on a lone row
+            self.train(trained, settings, rows.subset(seen),
+                       told=f'fold {k + 1}/{count}')
             found.append(self.evaluate(
                 trained, rows.subset(np.flatnonzero(fold == k))))
         scores = np.array([[self.score(m) for m in one] for one in found])
