@@ -64,11 +64,22 @@ def run_probe(options, folder, epochs=3, **kwargs):
     return model, metrics
 
 
-@pytest.mark.parametrize('sampler', ['DefaultSampler', 'ByClass'])
+AS_TRAINED = {
+    'plain': {},
+    'a sampler': {'train_dataloader.sampler': dict(type='ByClass',
+                                                   _delete_=True)},
+    'scores': {'model.data_preprocessor': dict(to_onehot=True),
+               'model.head.loss': dict(type='CrossEntropyLoss',
+                                       use_sigmoid=True)},
+    'by iterations': {'train_dataloader.sampler': dict(
+        type='InfiniteSampler', _delete_=True)},
+}
+
+
+@pytest.mark.parametrize('kind', AS_TRAINED)
 def test_a_probe_learns_what_frozen_training_from_images_learns(
-        tmp_path, sampler):
-    options = {**FROZEN, 'train_dataloader.sampler': dict(
-                   type=sampler, _delete_=True),
+        tmp_path, kind):
+    options = {**FROZEN, **AS_TRAINED[kind],
                'train_cfg.max_epochs': 3, 'param_scheduler': [
                    dict(type='LinearLR', start_factor=.1, end=1,
                         convert_to_iter_based=True),
@@ -76,6 +87,10 @@ def test_a_probe_learns_what_frozen_training_from_images_learns(
     model, cfg = digits(options)
     torch.save(model.state_dict(), tmp_path / 'start.pth')
     train, _ = stores(model, cfg, tmp_path)
+    if kind == 'by iterations':
+        cfg.param_scheduler[1:] = [dict(type='CosineAnnealingLR',
+                                        by_epoch=False)]
+        cfg.train_cfg = dict(by_epoch=False, max_iters=3 * (len(train) // 64))
     probe(model, cfg, train, None, epochs=3)
     cfg.load_from = str(tmp_path / 'start.pth')
     cfg.work_dir = str(tmp_path / 'frozen')

@@ -1,5 +1,6 @@
 """One pass over a dataset: images to pooled features in a store."""
 
+import copy
 import hashlib
 import json
 import warnings
@@ -145,7 +146,8 @@ def extract(model: nn.Module, cfg: Config, split: str,
         with precision:
             return part(batch).float().cpu().numpy()
 
-    width = features_of(_collate(loader)([first])).shape[1]
+    # a copy: preprocessors write scores into samples, and this one comes again
+    width = features_of(_collate(loader)([copy.deepcopy(first)])).shape[1]
     writer = StoreWriter(folder, len(names), width, dtype, block)
     if rank == 0:
         writer.prepare(labels, names, plan)
