@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
+from mmengine.registry import DATA_SAMPLERS, EVALUATOR, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend, Visualizer
 from mmpretrain.models import ImageClassifier
@@ -88,8 +88,9 @@ def test_a_probe_learns_what_frozen_training_from_images_learns(
     torch.save(model.state_dict(), tmp_path / 'start.pth')
     train, _ = stores(model, cfg, tmp_path)
     if kind == 'by iterations':
-        cfg.param_scheduler[1:] = [dict(type='CosineAnnealingLR',
-                                        by_epoch=False)]
+        cfg.param_scheduler[1:] = [
+            dict(type='CosineAnnealingLR', by_epoch=False),
+            dict(type='ExponentialLR', gamma=.5)]  # never steps there
         cfg.train_cfg = dict(by_epoch=False, max_iters=3 * (len(train) // 64))
     probe(model, cfg, train, None, epochs=3)
     cfg.load_from = str(tmp_path / 'start.pth')
@@ -708,12 +709,17 @@ def test_each_epoch_takes_the_next_view(tmp_path):
 def test_a_sampler_without_end_gives_full_batches_one_after_another(tmp_path):
     store = fake_store(tmp_path / 'train', range(21))
     loader = dict(batch_size=8, sampler=dict(type='InfiniteSampler'))
-    batches = Batches(loader, Rows([store], CPU), 0)
+    rows = Rows([store], CPU)
+    batches = Batches(loader, rows, 0)
     found = [b for epoch in range(2) for b in batches.of(epoch)]
     assert [len(b) for b in found] == [8] * 6
     sampler = DATA_SAMPLERS.build(
         loader['sampler'], default_args=dict(dataset=range(21), seed=0))
     assert torch.cat(found).tolist() == list(itertools.islice(sampler, 48))
+    batches = Batches(dict(batch_size=8, num_batch_per_epoch=2), rows, 0)
+    assert sorted(torch.cat([*batches.of(0)]).tolist()) == list(range(16))
+    some = rows.subset(np.arange(5, 21)).subset(np.array([2, 0]))
+    assert some.labels.tolist() == [7, 5]
 
 
 EVALUATORS = {
@@ -753,6 +759,24 @@ def test_what_a_config_lacks_is_named(tmp_path, key):
     with pytest.raises(ValueError, match=f'the config has no {key}'):
         probe(model, cfg, train, None, epochs=1, test=val,
               settings=grid([1e-3, 1e-2], None))
+
+
+@EVALUATOR.register_module()
+class Twice(Evaluator):
+    """Every metric, times two."""
+
+    def evaluate(self, size):
+        return {key: 2 * value for key, value in super().evaluate(
+            size).items()}
+
+
+def test_an_evaluator_of_ones_own_evaluates(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.test_evaluator = dict(type='Twice', metrics=cfg.val_evaluator)
+    result = probe(model, cfg, train, val, epochs=1, test=val)
+    assert result.test_metrics == {
+        key: 2 * value for key, value in result.metrics.items()}
 
 
 def test_settings_are_chosen_without_a_validation_split(tmp_path):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmpretrain.evaluation import Accuracy
 
@@ -32,8 +33,9 @@ def evaluate(metrics: Any, trained: Candidates, rows: Rows,
     trained.train(False)
     counts = [Runner.build_evaluator(None, copy.deepcopy(metrics))
               for _ in trained.models]  # it looks at nothing of a runner
-    counted = (trained.plain and rows.labels.ndim == 1 and all(
-        type(m) is Accuracy for m in counts[0].metrics))
+    counted = (trained.plain and rows.labels.ndim == 1
+               and type(counts[0]) is Evaluator and all(
+                   type(m) is Accuracy for m in counts[0].metrics))
     if counted:
         counts = [_Count(metric) for metric in counts[0].metrics]
     for evaluator in counts:

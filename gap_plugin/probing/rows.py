@@ -38,7 +38,8 @@ class Rows:
         """Some of the rows, on the same memory."""
         found = object.__new__(Rows)
         found.__dict__.update(self.__dict__)
-        found._choose(chosen)
+        found._choose(chosen if self._chosen is None else
+                      self._chosen[chosen])
         return found
 
     def _choose(self, chosen: np.ndarray | None) -> None:
@@ -93,7 +94,7 @@ class Batches:
 
     Args:
         loader: The dataloader's config: ``batch_size``, ``drop_last``,
-            ``sampler`` and ``batch_sampler`` count.
+            ``sampler``, ``batch_sampler`` and ``num_batch_per_epoch`` count.
         rows: What is drawn from.
         seed: Of the sampler.
 
@@ -103,6 +104,9 @@ class Batches:
 
     def __init__(self, loader: dict, rows: Rows, seed: int) -> None:
         self.size = loader['batch_size']
+        if loader.get('num_batch_per_epoch'):  # as the runner: the first ones
+            rows = rows.subset(np.arange(min(
+                len(rows), loader['num_batch_per_epoch'] * self.size)))
         self.drop_last = loader.get('drop_last', False)
         self._sampler = DATA_SAMPLERS.build(
             loader.get('sampler') or dict(type='DefaultSampler'),

@@ -186,7 +186,7 @@ class _Run:
         schedule = Schedule(
             schedulers(self.cfg), wrapper.optimizer,
             loop.get('max_iters') or loop.max_epochs * len(batches),
-            len(batches), steps)
+            len(batches), steps, by_epoch=not loop.get('max_iters'))
         step, found = 0, []
         with bar(self.epochs, told, 'epochs') as advance:
             for epoch in range(self.epochs):
