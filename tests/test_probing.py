@@ -504,6 +504,8 @@ def test_cross_validation_never_looks_at_the_validation_split(tmp_path):
     with pytest.raises(ValueError, match='49 folds'):
         probe(model, cfg, train, val, epochs=1, fold_count=49,
               settings=grid([1e-3, 1e-2], None))
+    with pytest.raises(ValueError, match='epochs=0 must be 1'):
+        probe(model, cfg, train, None, epochs=0)
     with pytest.raises(ValueError, match="select='val' and no validation"):
         probe(model, cfg, train, None, epochs=1, select='val')
 

@@ -86,6 +86,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     """
     views = train if isinstance(train, list) else [train]
     settings = dict(settings or {'': {}})
+    if epochs < 1:
+        raise ValueError(f'epochs={epochs} must be 1 at least.')
     if select not in SELECT:
         raise ValueError(f'select must be one of {SELECT}, got {select!r}.')
     if select == 'val' and val is None:
