@@ -2,21 +2,25 @@
 
 import copy
 import csv
+import itertools
 import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
+from mmengine.registry import DATA_SAMPLERS, EVALUATOR, PARAM_SCHEDULERS
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend, Visualizer
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from commands import DIGITS, OURS, STOCK, python, reported
+from gap_plugin.cli.probe import check_flags, flags, probe_rows
 from gap_plugin.features import StoreWriter, extract
 from gap_plugin.probing import (
     check_frozen,
@@ -28,8 +32,9 @@ from gap_plugin.probing import (
     probe,
     probe_model,
 )
-from gap_plugin.probing.choice import folds
+from gap_plugin.probing.choice import Score, folds
 from gap_plugin.probing.metrics import evaluate
+from gap_plugin.probing.optimiser import optimiser
 from gap_plugin.probing.parts import Candidates
 from gap_plugin.probing.rows import Batches, Rows
 from gap_plugin.probing.schedule import Schedule
@@ -59,11 +64,22 @@ def run_probe(options, folder, epochs=3, **kwargs):
     return model, metrics
 
 
-@pytest.mark.parametrize('sampler', ['DefaultSampler', 'ByClass'])
+AS_TRAINED = {
+    'plain': {},
+    'a sampler': {'train_dataloader.sampler': dict(type='ByClass',
+                                                   _delete_=True)},
+    'scores': {'model.data_preprocessor': dict(to_onehot=True),
+               'model.head.loss': dict(type='CrossEntropyLoss',
+                                       use_sigmoid=True)},
+    'by iterations': {'train_dataloader.sampler': dict(
+        type='InfiniteSampler', _delete_=True)},
+}
+
+
+@pytest.mark.parametrize('kind', AS_TRAINED)
 def test_a_probe_learns_what_frozen_training_from_images_learns(
-        tmp_path, sampler):
-    options = {**FROZEN, 'train_dataloader.sampler': dict(
-                   type=sampler, _delete_=True),
+        tmp_path, kind):
+    options = {**FROZEN, **AS_TRAINED[kind],
                'train_cfg.max_epochs': 3, 'param_scheduler': [
                    dict(type='LinearLR', start_factor=.1, end=1,
                         convert_to_iter_based=True),
@@ -71,6 +87,11 @@ def test_a_probe_learns_what_frozen_training_from_images_learns(
     model, cfg = digits(options)
     torch.save(model.state_dict(), tmp_path / 'start.pth')
     train, _ = stores(model, cfg, tmp_path)
+    if kind == 'by iterations':
+        cfg.param_scheduler[1:] = [
+            dict(type='CosineAnnealingLR', by_epoch=False),
+            dict(type='ExponentialLR', gamma=.5)]  # never steps there
+        cfg.train_cfg = dict(by_epoch=False, max_iters=3 * (len(train) // 64))
     probe(model, cfg, train, None, epochs=3)
     cfg.load_from = str(tmp_path / 'start.pth')
     cfg.work_dir = str(tmp_path / 'frozen')
@@ -191,6 +212,13 @@ HEADS = {
     'arcface': dict(type='ArcFaceClsHead', num_classes=3, in_channels=16),
     'multi-label': dict(type='MultiLabelLinearClsHead', num_classes=3,
                         in_channels=16),
+    'one label of several': dict(type='MultiLabelLinearClsHead',
+                                 num_classes=3, in_channels=16),
+    'sigmoid': dict(type='LinearHead', num_classes=3, in_channels=16,
+                    loss=dict(type='CrossEntropyLoss', use_sigmoid=True)),
+    'dropout, sigmoid': dict(
+        type='LinearHead', num_classes=3, in_channels=16, dropout=.5,
+        loss=dict(type='CrossEntropyLoss', use_sigmoid=True)),
 }
 
 
@@ -199,20 +227,24 @@ def test_any_head_is_trained_with_its_own_loss(tmp_path, kind):
     model, cfg = digits({
         'model.head': HEADS[kind], 'model.neck': [
             dict(type='GAPNeck'), dict(type='BNNeck', in_channels=16)],
-        'model.type': 'ImageClassifier',
-        'train_dataloader.batch_size': 8})
+        'model.type': 'ImageClassifier', 'train_dataloader.batch_size': 8,
+        'model.data_preprocessor': dict(
+            num_classes=3, to_onehot='sigmoid' in kind)})
     labels = [i % 3 for i in range(21)]
     if kind == 'multi-label':
         labels = np.eye(3, dtype=np.float32)[labels]
     store = fake_store(tmp_path / 'train', labels)
     short = probe_model(model)
     trained = Candidates(short, 1)
-    assert trained.linear is (kind not in ('dropout', 'arcface'))
+    assert trained.linear is not ('dropout' in kind or kind == 'arcface')
     x, y = Rows([store], CPU).take(torch.tensor([3, 1, 20, 7]))
     trained.train(False)
-    own = short.loss(x, [
+    samples = [
         DataSample().set_gt_score(row) if y.is_floating_point() else
-        DataSample().set_gt_label(row) for row in y])['loss']
+        DataSample().set_gt_label(row) for row in y]
+    own = short.loss(x, model.data_preprocessor(dict(
+        inputs=torch.zeros(4, 3, 2, 2), data_samples=samples),
+        training=True)['data_samples'])['loss']
     torch.testing.assert_close(trained.loss(x, y)['loss'], own)
     before = copy.deepcopy(model.head.state_dict())
     probe(model, cfg, store, None, epochs=2)
@@ -311,6 +343,17 @@ VARIANTS = {
     'shift frozen': ({'model.neck': [dict(type='GAPNeck'), dict(
         type='BNNeck', in_channels=16, freeze_bias=True)]}, True),
     'accumulated': ({'optim_wrapper.accumulative_counts': 2}, True),
+    'Lamb': ({'optim_wrapper.optimizer': dict(
+        type='Lamb', lr=1e-3, weight_decay=.1, _delete_=True)}, True),
+    'clipped by value': ({'optim_wrapper.clip_grad': dict(
+        type='value', clip_value=1e-3, _delete_=True)}, True),
+    'groups': ({'optim_wrapper.paramwise_cfg': dict(
+        custom_keys={'head.fc': dict(lr_mult=3., decay_mult=0.)})}, True),
+    'layer decay': ({'optim_wrapper': dict(
+        type='OptimWrapper', optimizer=dict(
+            type='AdamW', lr=1e-3, weight_decay=.1),
+        constructor='LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=.5))}, True),
     'another head': ({'model.head': dict(
         type='ArcFaceClsHead', num_classes=3, in_channels=16)}, False),
 }
@@ -328,7 +371,7 @@ def test_heads_trained_at_once_end_as_each_alone(tmp_path, variant):
     rows, val_rows = (Rows([store], CPU) for store in (train, val))
     together = Candidates(probe_model(model), len(settings))
     assert together.linear is linear
-    run = _Run(cfg, 3, None)
+    run = _Run(cfg, 3)
     run.train(together, settings, rows)
     for index in (0, 9, 10):
         alone, cfg = digits({**SIXTEEN, **options})
@@ -461,6 +504,8 @@ def test_cross_validation_never_looks_at_the_validation_split(tmp_path):
     with pytest.raises(ValueError, match='49 folds'):
         probe(model, cfg, train, val, epochs=1, fold_count=49,
               settings=grid([1e-3, 1e-2], None))
+    with pytest.raises(ValueError, match='epochs=0 must be 1'):
+        probe(model, cfg, train, None, epochs=0)
     with pytest.raises(ValueError, match="select='val' and no validation"):
         probe(model, cfg, train, None, epochs=1, select='val')
 
@@ -519,12 +564,20 @@ def test_what_of_a_config_is_not_done_is_named(tmp_path, monkeypatch):
                      r'ReduceOnPlateauLR', line)
 
 
-def test_the_visualizer_of_the_config_gets_the_curves(tmp_path):
+def test_the_visualizer_of_the_config_gets_the_curves(tmp_path, monkeypatch):
     train, val = small_stores(tmp_path)
     model, cfg = digits(SIXTEEN)
     cfg.visualizer = dict(type='UniversalVisualizer', vis_backends=[
         dict(type='LocalVisBackend')])
+    closed = []
+    monkeypatch.setattr(LocalVisBackend, 'close',
+                        lambda self: closed.append(self))
+    known = dict(Visualizer._instance_dict)
+    state = torch.manual_seed(7).get_state()
     result = probe(model, cfg, train, val, epochs=3, work_dir=tmp_path / 'w')
+    # nothing is left behind
+    assert torch.equal(torch.get_rng_state(), state)
+    assert Visualizer._instance_dict == known and len(closed) == 1
     (path, ) = (tmp_path / 'w').rglob('scalars.json')
     rows = list(map(json.loads, path.read_text().splitlines()))
     assert [row['step'] for row in rows] == [1, 2, 3]
@@ -655,3 +708,143 @@ def test_each_epoch_takes_the_next_view(tmp_path):
         x, labels = (torch.cat(part) for part in zip(*found, strict=True))
         assert x[:, 0].tolist() == (labels * 10 + epoch % 2).tolist()
         assert sorted(labels.tolist()) == list(range(21))
+
+
+def test_a_sampler_without_end_gives_full_batches_one_after_another(tmp_path):
+    store = fake_store(tmp_path / 'train', range(21))
+    loader = dict(batch_size=8, sampler=dict(type='InfiniteSampler'))
+    rows = Rows([store], CPU)
+    batches = Batches(loader, rows, 0)
+    found = [b for epoch in range(2) for b in batches.of(epoch)]
+    assert [len(b) for b in found] == [8] * 6
+    sampler = DATA_SAMPLERS.build(
+        loader['sampler'], default_args=dict(dataset=range(21), seed=0))
+    assert torch.cat(found).tolist() == list(itertools.islice(sampler, 48))
+    batches = Batches(dict(batch_size=8, num_batch_per_epoch=2), rows, 0)
+    assert sorted(torch.cat([*batches.of(0)]).tolist()) == list(range(16))
+    some = rows.subset(np.arange(5, 21)).subset(np.array([2, 0]))
+    assert some.labels.tolist() == [7, 5]
+
+
+EVALUATORS = {
+    'as an evaluator': dict(metrics=[dict(type='Accuracy', topk=(1, ))]),
+    'with a matrix': [dict(type='ConfusionMatrix'),
+                      dict(type='SingleLabelMetric', average=None),
+                      dict(type='Accuracy', topk=(1, ))],
+}
+
+
+@pytest.mark.parametrize('kind', EVALUATORS)
+@pytest.mark.parametrize('select', ['cv', 'val'])
+def test_an_evaluator_of_any_form_chooses_by_a_number(tmp_path, kind, select):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.val_evaluator = EVALUATORS[kind]
+    # the first one diverges
+    result = probe(model, cfg, train, val, epochs=2, fold_count=3,
+                   select=select, work_dir=tmp_path / 'w',
+                   settings=grid([1e38, 1e-2], None))
+    assert {row['metric'] for row in result.table} == {'accuracy/top1'}
+    assert result.setting['lr'] == 1e-2
+    told = probe_rows(result, dict(train=48, val=48))
+    assert all(isinstance(row['value'], float) for row in told)
+    (log, ) = (tmp_path / 'w').rglob('scalars.json')
+    assert 'accuracy/top1' in log.read_text()
+    if kind == 'with a matrix':
+        assert result.metrics['confusion_matrix/result'].shape == (3, 3)
+
+
+@pytest.mark.parametrize('key', [
+    'optim_wrapper', 'train_cfg', 'val_evaluator', 'test_evaluator'])
+def test_what_a_config_lacks_is_named(tmp_path, key):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg[key] = None
+    with pytest.raises(ValueError, match=f'the config has no {key}'):
+        probe(model, cfg, train, None, epochs=1, test=val,
+              settings=grid([1e-3, 1e-2], None))
+
+
+@EVALUATOR.register_module()
+class Twice(Evaluator):
+    """Every metric, times two."""
+
+    def evaluate(self, size):
+        return {key: 2 * value for key, value in super().evaluate(
+            size).items()}
+
+
+def test_an_evaluator_of_ones_own_evaluates(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.test_evaluator = dict(type='Twice', metrics=cfg.val_evaluator)
+    result = probe(model, cfg, train, val, epochs=1, test=val)
+    assert result.test_metrics == {
+        key: 2 * value for key, value in result.metrics.items()}
+
+
+def test_settings_are_chosen_without_a_validation_split(tmp_path):
+    train, _ = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.val_dataloader = cfg.val_cfg = None
+    for key in ('param_scheduler', 'randomness', 'default_hooks',
+                'visualizer'):
+        cfg.pop(key)
+    result = probe(model, cfg, train, None, epochs=1, fold_count=3,
+                   settings=grid([1e-9, 1e-2], None))
+    assert result.metrics == {} and result.setting['lr'] == 1e-2
+
+
+@pytest.mark.parametrize('hook, metrics, expected', [
+    (dict(save_best='auto'), dict(list=[1, 2], top1=3.), ('top1', 3.)),
+    (dict(save_best=False), dict(loss=3.), ('loss', -3.)),
+    (dict(save_best=['b', 'a'], rule=['less', 'greater']),
+     dict(a=1., b=2.), ('b', -2.)),
+    (dict(save_best='error', less_keys=['err']), dict(error=2.),
+     ('error', -2.)),
+    (dict(save_best='loss', rule='greater'), dict(loss=torch.tensor(2.)),
+     ('loss', 2.)),
+    (None, dict(a=float('nan')), ('a', -float('inf')))])
+def test_what_is_chosen_by_is_what_checkpoints_are_the_best_of(
+        hook, metrics, expected):
+    score = Score(Config(dict(default_hooks=dict(checkpoint=hook))))
+    value = score(metrics)
+    assert (score.metric, value) == expected
+    with pytest.raises(ValueError, match='numbers that the evaluator gives'):
+        score(dict(other=1.))
+
+
+def test_the_learning_rate_is_scaled_where_the_runner_scales_it():
+    model, cfg = digits({**SIXTEEN, 'auto_scale_lr': dict(
+        base_batch_size=64, enable=True)})
+    trained = Candidates(probe_model(model), 2)
+    wrapper = optimiser(trained, cfg, [dict(lr=.1), dict(lr=.2)])
+    assert {group['lr'] for group in wrapper.optimizer.param_groups} == {
+        .1 / 8, .2 / 8}
+
+
+def test_a_lone_row_of_a_fold_spoils_no_cross_validation(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits({**SIXTEEN, 'train_dataloader.batch_size': 31,
+                         'train_dataloader.drop_last': False})
+    # 48 rows make folds of 16: 32 are left, one more than a batch
+    probe(model, cfg, train, val, epochs=1, fold_count=3,
+          settings=grid([1e-3, 1e-2], None))
+
+
+def test_flags_that_contradict_each_other_are_named():
+    for given, told in ((['--select', 'val'], '--select val'),
+                        (['--knn', '5'], '--knn'),
+                        (['--grid', '--lr', '1'], '--grid')):
+        args = flags().parse_args([str(DIGITS), '--no-validate', *given])
+        with pytest.raises(ValueError, match=told):
+            check_flags(args)
+
+
+def test_the_epoch_that_is_kept_is_told(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    result = probe(model, cfg, train, val, epochs=30, select='val',
+                   settings=grid([1e-2, 3e-2], None))
+    best = max(result.table, key=lambda row: row['value'])
+    assert result.epoch == best['epoch'] < 30

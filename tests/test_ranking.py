@@ -211,3 +211,11 @@ def test_images_replaced_under_their_names_are_other_data(tmp_path):
     path = tmp_path / 'd' / 'a' / '970.png'
     shutil.copy(path.with_name('971.png'), path)
     assert check_data(base) != before
+
+
+def test_a_metric_of_which_less_is_better_ranks_nothing(tmp_path):
+    options = RankingOptions(
+        tmp_path, config=str(DIGITS),
+        cfg_options={'default_hooks.checkpoint.rule': 'less'})
+    with pytest.raises(ValueError, match='less is better'):
+        base_config(options)

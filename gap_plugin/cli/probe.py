@@ -37,6 +37,7 @@ from ..probing import (
     probe,
     save_whole,
 )
+from ..probing.metrics import numbers
 from ..version import __version__
 from . import console
 from .building import build_model, extract_splits, load_config, one_run
@@ -98,6 +99,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f'--folds must be 2 at least, got {args.folds}.')
     if args.grid and args.lr:
         raise ValueError('--grid gives the learning rates: leave --lr out.')
+    if args.select == 'val' and args.no_validate:
+        raise ValueError('--select val chooses by the validation split: '
+                         'leave --no-validate out.')
     for flag in ('knn', 'shots', 'logistic'):
         if args.no_validate and getattr(args, flag):
             raise ValueError(f'--{flag} is measured on the validation split: '
@@ -134,7 +138,8 @@ def probe_rows(result: ProbeResult, sizes: dict[str, int]) -> list[dict]:
         dict(kept, split=split, metric=metric, value=value)
         for split, metrics in (('val', result.metrics),
                                ('test', result.test_metrics))
-        for metric, value in metrics.items() if (split, metric) not in told]
+        for metric, value in numbers(metrics).items()
+        if (split, metric) not in told]
     for row in table:
         if row['kept'] and row['split'] in sizes:
             row.update(interval(row['metric'], row['value'],
@@ -200,7 +205,7 @@ def _probe(cfg: Config, args: argparse.Namespace, settings: dict) -> None:
         select=args.select, fold_count=args.folds)
     path = work_dir / 'linear_probe.pth'
     save_whole(model, path, dict(
-        dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=args.epochs,
+        dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=result.epoch,
         gap_plugin_version=__version__))
     rows = probe_rows(result, {split: len(store) for split, store in
                                stores.items()}) + others

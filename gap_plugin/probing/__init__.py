@@ -2,8 +2,8 @@
 
 Reading order: :mod:`.rows` (features as batches), :mod:`.parts` (what is
 trained), :mod:`.optimiser`, :mod:`.schedule`, :mod:`.metrics`, :mod:`.choice`
-(settings and folds), :mod:`.training` (the probe), :mod:`.neighbours` (k-NN),
-:mod:`.few_labels` (scikit-learn's classifiers).
+(settings and folds), :mod:`.curves`, :mod:`.training` (the probe),
+:mod:`.neighbours` (k-NN), :mod:`.few_labels` (scikit-learn's classifiers).
 """
 
 from .choice import DINOV2_RATES, grid, interval

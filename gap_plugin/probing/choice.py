@@ -5,6 +5,9 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from mmengine.config import Config
+
+from .metrics import numbers
 
 #: Learning rates of DINOv2's linear evaluation, for SGD at a batch of 256
 #: (https://arxiv.org/abs/2304.07193).
@@ -90,8 +93,47 @@ def interval(metric: str, percent: float, count: int) -> dict[str, float]:
             for name, sign in (('low', -1), ('high', 1))}
 
 
-def is_better(metric: str, rule: str | None) -> str:
-    """``'greater'`` or ``'less'``: what of a metric is better."""
-    if rule in ('greater', 'less'):
-        return rule
-    return 'less' if 'loss' in metric.lower() else 'greater'
+class Score:
+    """What is chosen by: the metric that checkpoints are the best of.
+
+    Args:
+        cfg: The config, whose checkpoint hook names it by ``save_best``, and
+            what of it is better.
+
+    Attributes:
+        metric (str): Its name; by default that of the first number that is
+            measured, and empty before.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        wanted, self._rule = (
+            value[0] if isinstance(value, (list, tuple)) and value else value
+            for value in map(hook.get, ('save_best', 'rule')))
+        self.metric = wanted if wanted and wanted not in (
+            True, 'auto') else ''
+        less = hook.get('less_keys') or ['loss']
+        self._less = [less] if isinstance(less, str) else less
+
+    def __call__(self, metrics: dict) -> float:
+        """The larger the better; NaN is the worst.
+
+        Raises:
+            ValueError: If the metric is missing, or no number.
+        """
+        known = numbers(metrics)
+        if not self.metric and known:
+            self.metric = next(iter(known))
+        if self.metric not in known:
+            raise ValueError(
+                f'save_best of the checkpoint hook is {self.metric!r}, but '
+                f'the numbers that the evaluator gives are {list(known)}.')
+        value = known[self.metric]
+        value = -value if self.less else value
+        return -np.inf if np.isnan(value) else value
+
+    @property
+    def less(self) -> bool:
+        """Whether less of the metric is better."""
+        return self._rule == 'less' or not self._rule and any(
+            key.lower() in self.metric.lower() for key in self._less)

@@ -3,8 +3,10 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
 from mmpretrain.evaluation import Accuracy
 
 from .parts import Candidates
@@ -29,9 +31,11 @@ def evaluate(metrics: Any, trained: Candidates, rows: Rows,
         For each, name -> value; NaN for one that has diverged.
     """
     trained.train(False)
-    counts = [Evaluator(copy.deepcopy(metrics)) for _ in trained.models]
-    counted = (trained.plain and rows.labels.ndim == 1 and all(
-        type(m) is Accuracy for m in counts[0].metrics))
+    counts = [Runner.build_evaluator(None, copy.deepcopy(metrics))
+              for _ in trained.models]  # it looks at nothing of a runner
+    counted = (trained.plain and rows.labels.ndim == 1
+               and type(counts[0]) is Evaluator and all(
+                   type(m) is Accuracy for m in counts[0].metrics))
     if counted:
         counts = [_Count(metric) for metric in counts[0].metrics]
     for evaluator in counts:
@@ -54,8 +58,15 @@ def evaluate(metrics: Any, trained: Candidates, rows: Rows,
                 one.update(values)
     else:
         found = [evaluator.evaluate(len(rows)) for evaluator in counts]
-    return [dict.fromkeys(one, float('nan')) if diverged else one
+    return [dict.fromkeys(numbers(one), float('nan')) if diverged else one
             for one, diverged in zip(found, trained.diverged(), strict=True)]
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Those metrics that are one number, and no list or matrix."""
+    return {key: float(value) for key, value in metrics.items()
+            if isinstance(value, (int, float, np.number)) or (
+                isinstance(value, torch.Tensor) and value.numel() == 1)}
 
 
 class _Count:

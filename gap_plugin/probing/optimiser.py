@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, build_optim_wrapper
+from torch import nn
 
 from .parts import Candidates
 
@@ -35,10 +36,37 @@ def optimiser(trained: Candidates, cfg: Config,
             optimizer['fused'] = True
         optimizer.update(setting)
         made.append(build_optim_wrapper(model, ConfigDict(own)))
-    for other in made[1:]:
-        for group in other.optimizer.param_groups:
-            made[0].optimizer.add_param_group(group)
+    first = made[0].optimizer
+    if type(first).__module__.startswith('torch.optim'):
+        for other in made[1:]:
+            for group in other.optimizer.param_groups:
+                first.add_param_group(group)
+    elif len(made) > 1:
+        made[0].optimizer = _Each([other.optimizer for other in made])
+    scaled = cfg.get('auto_scale_lr') or {}
+    if scaled.get('enable'):  # as the runner
+        for group in made[0].optimizer.param_groups:
+            group['lr'] *= (cfg.train_dataloader.batch_size
+                            / scaled['base_batch_size'])
     return made[0]
+
+
+class _Each(torch.optim.Optimizer):
+    """Optimisers as one, none of which sees the weights of another.
+
+    Some, such as ``Lamb``, look at all gradients together.
+    """
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        super().__init__([group for one in optimizers
+                          for group in one.param_groups],
+                         optimizers[0].defaults)
+        self._optimizers = optimizers
+
+    def step(self) -> None:
+        """A step of each."""
+        for one in self._optimizers:
+            one.step()
 
 
 def update(wrapper: OptimWrapper, trained: Candidates,
@@ -56,11 +84,11 @@ def update(wrapper: OptimWrapper, trained: Candidates,
     wrapper.optimizer.zero_grad()
 
 
-def tell_left_out(cfg: Config) -> None:
+def tell_left_out(cfg: Config, model: nn.Module) -> None:
     """Name what of a config a probe does not do."""
     found = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or []]
-    if (cfg.model.get('train_cfg') or {}).get('augments'):
-        found.append('train_cfg.augments, which mix images')
+    if getattr(model.data_preprocessor, 'batch_augments', None):
+        found.append('the augments that mix images')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind != 'OptimWrapper':
         found.append(f'the mixed precision or more of {kind}')

@@ -9,6 +9,7 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.models.heads import (
     ClsHead,
     LinearClsHead,
+    MultiLabelClsHead,
     MultiLabelLinearClsHead,
 )
 from mmpretrain.models.losses import CrossEntropyLoss, LabelSmoothLoss
@@ -37,6 +38,10 @@ class _Stored(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return (x, ) if self.in_tuple else x
+
+    def get_layer_depth(self, *_: str) -> tuple[int, int]:
+        """Of what comes behind a backbone: its rate does not decay."""
+        return 0, 1
 
 
 def check_frozen(model: nn.Module) -> None:
@@ -75,6 +80,7 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
     short._modules = dict(model._modules)
     short.backbone = _Stored(in_tuple)
     short.data_preprocessor = nn.Identity()
+    short.one_hot = getattr(model.data_preprocessor, 'to_onehot', False)
     if fixed.necks == ['neck']:
         short.neck = nn.Identity()
     elif fixed.necks:
@@ -120,6 +126,8 @@ class Candidates:
         self.models = [model] if count == 1 else [
             copy.deepcopy(model) for _ in range(count)]
         self.linear = _is_linear(model)
+        self._one_hot = (model.one_hot
+                         or isinstance(model.head, MultiLabelClsHead))
         self.plain = (_stock(model, ImageClassifier, 'predict')
                       and _stock(model.head, ClsHead, 'predict',
                                  '_get_predictions'))
@@ -144,6 +152,9 @@ class Candidates:
             ``loss``, the sum over all settings, and what else the head tells
             of the last one.
         """
+        if self._one_hot and labels.ndim == 1:
+            labels = functional.one_hot(
+                labels, self.models[0].head.num_classes).float()
         if not self.linear:
             samples = _samples(labels)
             found = [model.parse_losses(model.loss(x, samples))

@@ -1,10 +1,12 @@
 """Stored features as batches of tensors, in the order of a sampler."""
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
 from ..features.store import FeatureStore
@@ -36,7 +38,8 @@ class Rows:
         """Some of the rows, on the same memory."""
         found = object.__new__(Rows)
         found.__dict__.update(self.__dict__)
-        found._choose(chosen)
+        found._choose(chosen if self._chosen is None else
+                      self._chosen[chosen])
         return found
 
     def _choose(self, chosen: np.ndarray | None) -> None:
@@ -91,7 +94,7 @@ class Batches:
 
     Args:
         loader: The dataloader's config: ``batch_size``, ``drop_last``,
-            ``sampler`` and ``batch_sampler`` count.
+            ``sampler``, ``batch_sampler`` and ``num_batch_per_epoch`` count.
         rows: What is drawn from.
         seed: Of the sampler.
 
@@ -101,10 +104,16 @@ class Batches:
 
     def __init__(self, loader: dict, rows: Rows, seed: int) -> None:
         self.size = loader['batch_size']
+        if loader.get('num_batch_per_epoch'):  # as the runner: the first ones
+            rows = rows.subset(np.arange(min(
+                len(rows), loader['num_batch_per_epoch'] * self.size)))
         self.drop_last = loader.get('drop_last', False)
         self._sampler = DATA_SAMPLERS.build(
             loader.get('sampler') or dict(type='DefaultSampler'),
             default_args=dict(dataset=rows, seed=seed))
+        # it goes on where the last epoch has ended
+        self._endless = (iter(self._sampler) if isinstance(
+            self._sampler, InfiniteSampler) else None)
         self._batched = None
         if loader.get('batch_sampler'):
             self._batched = DATA_SAMPLERS.build(
@@ -127,5 +136,6 @@ class Batches:
         if self._batched is not None:
             yield from map(torch.tensor, self._batched)
             return
-        order = torch.tensor(list(self._sampler))
-        yield from order.split(self.size)[:len(self)]
+        order = itertools.islice(self._endless or self._sampler,
+                                 len(self) * self.size)
+        yield from torch.tensor(list(order)).split(self.size)

@@ -5,20 +5,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import VISUALIZERS
 from torch import nn
 
 from ..features.images import check_split, refuse_unlabelled
 from ..features.store import FeatureStore
 from ..progress import bar
-from .choice import folds, is_better
-from .metrics import evaluate
+from .choice import Score, folds
+from .curves import curves
+from .metrics import evaluate, numbers
 from .optimiser import optimiser, schedulers, tell_left_out, update
 from .parts import Candidates, probe_model
 from .rows import Batches, Rows
@@ -39,12 +38,14 @@ class ProbeResult:
             (which is chosen by), ``value``, ``std`` over the folds of a
             cross-validation, ``split`` and ``epoch`` of the value, ``kept``.
         setting: That of the kept weights.
+        epoch: Theirs.
     """
 
     metrics: dict[str, float]
     test_metrics: dict[str, float]
     table: list[dict[str, Any]] = field(default_factory=list)
     setting: dict[str, float] = field(default_factory=dict)
+    epoch: int = 0
 
 
 def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
@@ -85,6 +86,8 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     """
     views = train if isinstance(train, list) else [train]
     settings = dict(settings or {'': {}})
+    if epochs < 1:
+        raise ValueError(f'epochs={epochs} must be 1 at least.')
     if select not in SELECT:
         raise ValueError(f'select must be one of {SELECT}, got {select!r}.')
     if select == 'val' and val is None:
@@ -93,29 +96,36 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     if len({view.images for view in views}) > 1:
         raise ValueError('the views are not of the same images: extract them '
                          'again with force=True.')
+    for key, used in (('optim_wrapper', True), ('train_cfg', True),
+                      ('val_evaluator', val or len(settings) > 1),
+                      ('test_evaluator', test)):
+        if used and not cfg.get(key):
+            raise ValueError(f'the config has no {key}, which this probe '
+                             'needs: add it.')
     for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
             refuse_unlabelled(store.labels, split)
             check_split(store.labels, model, split)
-    tell_left_out(cfg)
+    tell_left_out(cfg, model)
     short = probe_model(model, views[0].description['in_tuple'])
     device = next(model.parameters()).device
     rows, val_rows, test_rows = (
         None if stores[0] is None else Rows(stores, device, metainfo)
         for stores in (views, [val], [test]))
-    run = _Run(cfg, epochs, work_dir)
-    chosen, table = None, []
-    if select == 'val':
-        best = run.best_on_val(short, settings, rows, val_rows)
-        chosen, table = best.name, best.table
-    else:
-        if len(settings) > 1:
+    run = _Run(cfg, epochs)
+    chosen, table = next(iter(settings)), []
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        if select == 'cv' and len(settings) > 1:
             chosen, table = run.cross_validated(
                 short, settings, rows, np.asarray(views[0].sample_ids),
                 fold_count)
-        chosen = chosen or next(iter(settings))
-        run.train(Candidates(short, 1), {chosen: settings[chosen]}, rows,
-                  val_rows)
+        with curves(cfg, work_dir) as run.draw:
+            if select == 'val':
+                chosen, table = run.best_on_val(short, settings, rows,
+                                                val_rows)
+            else:
+                run.train(Candidates(short, 1), {chosen: settings[chosen]},
+                          rows, val_rows)
     own = {key: cfg.optim_wrapper.optimizer[key] for key in (
         'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
     kept = Candidates(short, 1)
@@ -123,58 +133,33 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         raise ValueError('the probe has diverged, its weights are not finite:'
                          ' try a smaller lr.')
     found = [
-        {} if some is None else evaluate(
-            cfg[f'{split}_evaluator'], kept, some, run.batch_size(split))[0]
+        {} if some is None else run.evaluate(kept, some, split)[0]
         for split, some in (('val', val_rows), ('test', test_rows))]
     if val is not None and not table:
-        table = [dict(name=chosen, metric=run.metric,
-                      value=found[0][run.metric], split='val', epoch=epochs,
-                      kept=True)]
+        metric = run.score.metric
+        table = [dict(name=chosen, metric=metric, split='val', epoch=epochs,
+                      value=float(found[0][metric]), kept=True)]
     for row in table:
         row.update({**own, **settings[row.pop('name')]})
-    return ProbeResult(*found, table, {**own, **settings[chosen]})
-
-
-@dataclass
-class _Best:
-    name: str = ''
-    score: float = float('nan')
-    state: dict = field(default_factory=dict)
-    table: list[dict] = field(default_factory=list)
+    (epoch, ) = [row['epoch'] for row in table if row['kept']] or [epochs]
+    return ProbeResult(*found, table, {**own, **settings[chosen]}, epoch)
 
 
 class _Run:
     """Trainings by one config."""
 
-    def __init__(self, cfg: Config, epochs: int,
-                 work_dir: str | Path | None) -> None:
-        self.cfg, self.epochs, self.metric = cfg, epochs, ''
+    def __init__(self, cfg: Config, epochs: int) -> None:
+        self.cfg, self.epochs, self.score = cfg, epochs, Score(cfg)
         self.seed = (cfg.get('randomness') or {}).get('seed') or 0
-        self.hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        self._visualizer = work_dir and cfg.get('visualizer') and (
-            VISUALIZERS.build(dict(
-                cfg.visualizer, save_dir=str(work_dir),
-                # its own, or two probes of a process share what they log
-                name=f'probe_{uuid4().hex[:8]}')))
+        self.draw: Callable | None = None  # takes scalars and their step
 
-    def batch_size(self, split: str) -> int:
-        """Rows that are evaluated at a time."""
-        return self.cfg[f'{split}_dataloader'].batch_size
-
-    def score(self, metrics: dict[str, float]) -> float:
-        """What is chosen by, the larger the better; NaN as the worst."""
-        wanted = self.hook.get('save_best')
-        if not self.metric:
-            self.metric = next(iter(metrics)) if wanted in (
-                None, True, 'auto') else wanted
-        if self.metric not in metrics:
-            raise ValueError(
-                f'save_best of the checkpoint hook is {self.metric!r}, but '
-                f'the evaluator gives {", ".join(metrics)}.')
-        sign = 1 if is_better(self.metric, self.hook.get('rule')) == (
-            'greater') else -1
-        value = sign * float(metrics[self.metric])
-        return -np.inf if np.isnan(value) else value
+    def evaluate(self, trained: Candidates, rows: Rows,
+                 split: str = 'val') -> list[dict[str, float]]:
+        """Metrics of every setting, by the evaluator of a split."""
+        loader = (self.cfg.get(f'{split}_dataloader')
+                  or self.cfg.train_dataloader)
+        return evaluate(self.cfg[f'{split}_evaluator'], trained, rows,
+                        loader.batch_size)
 
     def train(self, trained: Candidates, settings: Mapping[str, dict],
               rows: Rows, val_rows: Rows | None = None,
@@ -203,7 +188,7 @@ class _Run:
         schedule = Schedule(
             schedulers(self.cfg), wrapper.optimizer,
             loop.get('max_iters') or loop.max_epochs * len(batches),
-            len(batches), steps)
+            len(batches), steps, by_epoch=not loop.get('max_iters'))
         step, found = 0, []
         with bar(self.epochs, told, 'epochs') as advance:
             for epoch in range(self.epochs):
@@ -217,8 +202,7 @@ class _Run:
                         sums[key] = sums.get(key, 0) + value.detach()
                     step += 1
                 if val_rows is not None:
-                    found = evaluate(self.cfg.val_evaluator, trained,
-                                     val_rows, self.batch_size('val'))
+                    found = self.evaluate(trained, val_rows)
                     self.score(found[0])
                 self._draw(epoch + 1, settings, found, wrapper, {
                     key: float(value) / len(batches)
@@ -231,42 +215,44 @@ class _Run:
     def _draw(self, epoch: int, settings: Mapping[str, dict],
               found: list[dict], wrapper: OptimWrapper,
               losses: dict[str, float]) -> None:
-        """Hand the curves to the config's visualizer."""
-        if self._visualizer is None:
+        """Hand a point of each curve to the visualizer."""
+        if self.draw is None:
             return
         scalars = dict(losses, loss=losses['loss'] / len(settings))
         if len(settings) == 1:
             scalars['lr'] = wrapper.optimizer.param_groups[0]['lr']
         for name, metrics in zip(settings, found, strict=False):
-            scalars.update({f'{name}/{key}' if len(settings) > 1 else key:
-                            value for key, value in metrics.items()})
-        self._visualizer.add_scalars(scalars, step=epoch)
+            scalars.update({
+                f'{name}/{key}' if len(settings) > 1 else key: value
+                for key, value in numbers(metrics).items()})
+        self.draw(scalars, step=epoch)
 
     def best_on_val(self, short: nn.Module, settings: Mapping[str, dict],
-                    rows: Rows, val_rows: Rows) -> _Best:
-        """Keep the setting and the epoch that are best on a split."""
-        trained, best = Candidates(short, len(settings)), _Best()
-        curves: list[list[float]] = []
+                    rows: Rows, val_rows: Rows) -> tuple[str, list[dict]]:
+        """The setting that is best on a split, with its best epoch kept."""
+        trained = Candidates(short, len(settings))
+        best: dict[str, tuple[float, dict]] = {}
+        kept: list[Any] = []
 
         def after(epoch: int, found: list[dict]) -> None:
-            scores = [self.score(metrics) for metrics in found]
-            curves.append([float(m[self.metric]) for m in found])
-            index = int(np.argmax(scores))
-            if not best.state or scores[index] > best.score:
-                best.name, best.score = list(settings)[index], scores[index]
-                best.state = copy.deepcopy(
-                    trained.models[index].state_dict())
+            for name, model, metrics in zip(settings, trained.models, found,
+                                            strict=True):
+                score = self.score(metrics)
+                if name in best and score <= best[name][0]:
+                    continue
+                metric = self.score.metric
+                best[name] = score, dict(
+                    name=name, metric=metric, value=float(metrics[metric]),
+                    split='val', epoch=epoch)
+                if not kept or score > kept[0]:
+                    kept[:] = (score, name,
+                               copy.deepcopy(model.state_dict()))
 
         self.train(trained, settings, rows, val_rows, after=after)
-        short.load_state_dict(best.state)
-        for name, values in zip(settings, zip(*curves, strict=True),
-                                strict=True):
-            scores = [self.score({self.metric: value}) for value in values]
-            epoch = int(np.argmax(scores))
-            best.table.append(dict(
-                name=name, metric=self.metric, value=values[epoch],
-                split='val', epoch=epoch + 1, kept=name == best.name))
-        return best
+        _, chosen, state = kept
+        short.load_state_dict(state)
+        return chosen, [dict(best[name][1], kept=name == chosen)
+                        for name in settings]
 
     def cross_validated(self, short: nn.Module,
                         settings: Mapping[str, dict], rows: Rows,
@@ -274,24 +260,23 @@ class _Run:
                         ) -> tuple[str, list[dict]]:
         """The setting whose last epoch is best on rows it has not seen."""
         fold = folds(rows.labels.numpy(), names, count, self.seed)
-        drawn, self._visualizer = self._visualizer, None
         found = []
         for k in range(count):
             trained = Candidates(copy.deepcopy(short), len(settings))
-            self.train(trained, settings, rows.subset(
-                np.flatnonzero(fold != k)), told=f'fold {k + 1}/{count}')
-            found.append(evaluate(
-                self.cfg.val_evaluator, trained,
-                rows.subset(np.flatnonzero(fold == k)),
-                self.batch_size('val')))
-        self._visualizer = drawn
+            seen = np.flatnonzero(fold != k)
+            if len(seen) % self.cfg.train_dataloader.batch_size == 1:
+                seen = seen[1:]  # no batch norm is trained on a lone row
+            self.train(trained, settings, rows.subset(seen),
+                       told=f'fold {k + 1}/{count}')
+            found.append(self.evaluate(
+                trained, rows.subset(np.flatnonzero(fold == k))))
         scores = np.array([[self.score(m) for m in one] for one in found])
         kept = list(settings)[int(scores.mean(0).argmax())]
-        table = []
+        table, metric = [], self.score.metric
         for name, one in zip(settings, zip(*found, strict=True), strict=True):
-            values = [metrics[self.metric] for metrics in one]
+            values = [float(metrics[metric]) for metrics in one]
             table.append(dict(
-                name=name, metric=self.metric, value=float(np.mean(values)),
+                name=name, metric=metric, value=float(np.mean(values)),
                 std=float(np.std(values)), split=f'train, {count} folds',
                 epoch=self.epochs, kept=name == kept))
         return kept, table

@@ -129,7 +129,7 @@ def rank_one(name: str, folder: Path, base: Config,
         metainfo=stores['train'].description['metainfo'],
         settings=grid(options.lr, options.weight_decay))
     (kept, ) = [row for row in result.table if row['kept']]
-    accuracy = result.metrics[kept['metric']]
+    accuracy = float(result.metrics[kept['metric']])  # goes into JSON
     rate, side = speed(model, cfg, options.timing_batch, options.amp)
     parameters = sum(p.numel() for p in model.backbone.parameters())
     return dict(

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from ..config_writer import NewConfig, write_config
 from ..features.images import loader_config
 from ..probing import grid
+from ..probing.choice import Score
 from ..timm_network import check_name
 
 SPLITS = ('train', 'val')
@@ -101,7 +102,7 @@ def base_config(options: RankingOptions) -> Config:
     """The config that all networks share.
 
     Raises:
-        ValueError: If it cannot be made.
+        ValueError: If it cannot be made, or networks not ranked by it.
     """
     if options.config is None:
         request = NewConfig('resnet18', options.data_root, recipe='linear',
@@ -114,6 +115,10 @@ def base_config(options: RankingOptions) -> Config:
         raise ValueError(f'the backbone of {options.config} is '
                          f'{cfg.model.backbone.type}: use a config of '
                          'TimmFeatureBackbone, whose model_name changes.')
+    if Score(cfg).less:
+        raise ValueError('networks are ranked by the most, but less is '
+                         'better by the checkpoint hook: give save_best a '
+                         'metric such as accuracy/top1, and no rule.')
     cfg.pop('load_from', None)
     for key in ('model_name', 'checkpoint_path', 'checkpoint_key',
                 'pretrained', 'init_cfg'):
