@@ -22,6 +22,10 @@ from commands import MODULES, OURS, python
 from networks import lacks
 from state import changed, state
 
+# ahead of any fake GPU: a first backward pass with one starts threads, and
+# nothing that is forked off then can train
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 def pytest_collection_modifyitems(items):
     """Skip what an older timm lacks, by name."""
