@@ -163,6 +163,7 @@ _INSIDE = {
     'test_height_and_width_are_not_mixed_up': 'has no sapiens2',
     'test_networks_cover_all_that_timm_knows': 'knows other networks',
     'test_parts_that_fuse_levels_get_all_widths': 'gives no levels of hrnet',
+    'test_what_two_parts_share_goes_from_both': 'gives no levels of CoaT',
 }
 
 
