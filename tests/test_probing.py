@@ -846,5 +846,6 @@ def test_the_epoch_that_is_kept_is_told(tmp_path):
     model, cfg = digits(SIXTEEN)
     result = probe(model, cfg, train, val, epochs=30, select='val',
                    settings=grid([1e-2, 3e-2], None))
-    best = max(result.table, key=lambda row: row['value'])
-    assert result.epoch == best['epoch'] < 30
+    (kept, ) = [row for row in result.table if row['kept']]
+    assert kept['value'] == max(row['value'] for row in result.table)
+    assert result.epoch == kept['epoch'] < 30
