@@ -95,7 +95,8 @@ def test_a_folder_of_images_from_config_to_ranking(platform, tmp_path,
     assert sorted(p.name for p in stores.iterdir()) == ['train', 'val']
     out = tmp_path / 'ranking'
     run(platform, 'tools/rank_backbones.py', '--models', 'test_resnet',
-        '--no-pretrained', '--config', config, '--out', out, '--epochs', 2)
+        '--no-pretrained', '--config', config, '--out', out, '--epochs', 2,
+        *options[::2])
     with open(out / 'ranking.csv', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     assert [(row['model'], row['error']) for row in rows] == [
