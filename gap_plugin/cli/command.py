@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from mmengine.dist import is_distributed
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
@@ -117,12 +118,16 @@ def _as_found() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     start = multiprocessing.get_start_method(allow_none=True)
     named = hasattr(np, 'in1d')
+    grouped = is_distributed()
     handlers = list(logging.root.handlers)
     level, disabled = logging.root.level, logging.root.manager.disable
     try:
         with warnings.catch_warnings():
             yield
     finally:
+        if is_distributed() and not grouped:
+            # or a thread of it may abort the process as that ends
+            torch.distributed.destroy_process_group()
         for kind, known in zip(managed, instances, strict=True):
             for name, instance in list(kind._instance_dict.items()):
                 if name not in known:
