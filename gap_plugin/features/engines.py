@@ -94,8 +94,8 @@ def fastest(module: nn.Module, images: Tensor, *, engine: str = 'auto',
         allowed = _allowed(module, few, wanted, amp)
         if not differs <= allowed:
             raise ValueError(
-                f'its outputs differ from those of eager torch by {differs:.1e} '
-                f'of the largest, {allowed:.1e} is allowed')
+                f'its outputs differ from those of eager torch by '
+                f'{differs:.1e} of the largest, {allowed:.1e} is allowed')
     except ImportError:
         raise
     except Exception as error:  # noqa: BLE001 exporters raise all kinds
@@ -135,7 +135,7 @@ def _mixed(run: Callable[[Tensor], Tensor], device: torch.device,
 def _channels_last(module: nn.Module, images: Tensor, amp: bool,
                    name: str = 'torch channels_last',
                    wrap: Callable = lambda run: run) -> Engine:
-    """Weights of convolutions and images in channels-last; the module stays."""
+    """Weights and images in channels-last; the module stays as it is."""
     ordered = {
         name: tensor.detach().contiguous(memory_format=torch.channels_last)
         for name, tensor in module.named_parameters() if tensor.ndim == 4}
