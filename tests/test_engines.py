@@ -85,10 +85,13 @@ def test_an_engine_gives_what_eager_torch_gives(engine, export_pays):
     (None, 1., False, 'mps', 'channels_last')])
 def test_auto_is_the_fastest_that_pays(count, seconds, amp, device, wanted,
                                        monkeypatch):
-    assert engines._choose(torch.device(device), amp, seconds,
-                           count) == wanted
+    clock = iter((0., 2 * seconds))
+    monkeypatch.setattr(engines.time, 'perf_counter', lambda: next(clock))
+    images = type('Images', (), dict(device=torch.device(device),
+                                     __len__=lambda _: 2))()
+    assert engines._choose(lambda _: None, images, amp, count) == wanted
     monkeypatch.setattr(engines, '_installed', lambda: False)
-    assert engines._choose(torch.device(device), amp, seconds, count) == (
+    assert engines._choose(lambda _: None, images, amp, count) == (
         'channels_last' if wanted == 'onnxruntime' else wanted)
 
 
@@ -164,6 +167,19 @@ def test_a_gpu_computes_in_bfloat16_where_it_can(monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # there is no GPU
             assert autocast(torch.device('cuda'), True).fast_dtype == dtype
+
+
+def test_what_is_not_installed_is_told(monkeypatch):
+    from gap_plugin.export import onnx
+    monkeypatch.setattr(engines, '_choose', lambda *_: 'onnxruntime')
+    real = onnx.__builtins__['__import__']
+    monkeypatch.setitem(onnx.__builtins__, '__import__', lambda name, *a, **k:
+                        real('_no_onnx' if name == 'onnx' else name, *a, **k))
+    with pytest.raises(ImportError, match=r'gap_plugin\[export\]') as error:
+        fastest(Small(), images(), engine='onnxruntime')
+    one_line(error)
+    with pytest.warns(UserWarning, match=r'gap_plugin\[export\]'):
+        assert fastest(Small(), images()).name == 'torch'
 
 
 def test_no_file_of_an_export_stays(tmp_path, monkeypatch):
@@ -255,6 +271,18 @@ def test_half_of_a_store_says_both_engines(tmp_path, monkeypatch):
         store = extract(*digits(FEW), 'val', tmp_path / 'val')
     assert store.fingerprint['engine'] == 'torch, torch channels_last'
     assert len(store) == 21
+
+
+def test_a_pass_that_is_cut_off_at_its_end_says_its_engine(tmp_path,
+                                                           monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(StoreWriter, 'finish', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extract(*digits(FEW), 'val', tmp_path / 'val', engine='torch')
+    monkeypatch.undo()
+    store = extract(*digits(FEW), 'val', tmp_path / 'val')
+    assert store.fingerprint['engine'] == 'torch'
 
 
 def test_a_model_is_hashed_and_an_engine_started_once(tmp_path, monkeypatch):
