@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,9 +161,7 @@ class Extraction:
         if first is None:
             refuse(rows.bad())
         collate = partial(_good, collate=_collate(loader))
-        # a copy: transforms may share what they give
-        width = self._part.width_of(self._part.images(
-            collate([deepcopy(first)])[0]))
+        width = self._part.width_of(self._part.images(collate([first])[0]))
         writer = StoreWriter(folder, len(names), width, self._dtype, block)
         rank, world = get_dist_info()
         if rank == 0:
