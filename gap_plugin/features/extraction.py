@@ -169,9 +169,9 @@ class Extraction:
                            fingerprint.of(range(len(names))))
         barrier()
         blocks = [int(b) for b in writer.missing() if b % world == rank]
-        barrier()  # the flags are read by all before one is set
-        bad: dict[int, str] = {}
         engines = writer.engines()
+        barrier()  # both are read by all before one is changed
+        bad: dict[int, str] = {}
         batches = DataLoader(
             rows, collate_fn=collate, num_workers=loader.get('num_workers', 0),
             # of no use elsewhere, and MPS warns of it
