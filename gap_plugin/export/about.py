@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import PIL
 from torch import nn
 
 from ..host import versions
 from ..version import __version__
 from .checking import Samples
-from .preprocessing import statistics, takes_rgb
+from .pipeline import statistics, takes_rgb
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,5 @@ def describe(model: nn.Module, samples: Samples, scores: str,
         getattr(backbone, 'model_name', type(backbone).__name__),
         'normalised' if samples.photos is None else 'photos',
         channels, order, [int(side) for side in size], mean.tolist(),
-        std.tolist(), scores, dict(versions(), gap_plugin=__version__))
+        std.tolist(), scores, dict(
+            versions(), gap_plugin=__version__, pillow=PIL.__version__))
