@@ -150,7 +150,7 @@ def class_activation_map(
     """
     folded = fold(model, up_to_factor)
     with torch.no_grad():
-        features = _classifier(model).backbone(inputs)
+        features = classifier_of(model).backbone(inputs)
     return folded.maps(features, classes)
 
 
@@ -176,7 +176,7 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
         ValueError: If the model is in training mode, or what stands behind
             its feature map is not affine; with the name of the part.
     """
-    model = _classifier(model)
+    model = classifier_of(model)
     for name, part in model.named_modules():
         if part.training:
             raise ValueError(
@@ -228,7 +228,7 @@ _PER = {NormProduct.forward: 'an image',
         GeneralizedMeanPooling.forward: 'an image and channel'}
 
 
-def _classifier(model: nn.Module) -> nn.Module:
+def classifier_of(model: nn.Module) -> nn.Module:
     """What is in a wrapper; refused if it is not backbone, neck and head."""
     while is_model_wrapper(model):
         model = model.module
