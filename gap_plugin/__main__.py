@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     'train': ('train', 'train a model from a config'),
     'test': ('test', 'evaluate a checkpoint'),
+    'predict': ('predict', 'predict the classes of images, as a table'),
     'extract': ('extract', 'store the features of a frozen network'),
     'probe': ('probe', 'train neck and head on stored features'),
     'rank': ('rank', 'compare backbones on your data'),
