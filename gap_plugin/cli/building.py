@@ -177,6 +177,17 @@ def apply_options(cfg: Config, options: dict | None) -> None:
             loader.persistent_workers = False  # there is none to stay
 
 
+def check_checkpoint(name: str) -> None:
+    """Refuse a checkpoint that is not there, ahead of building a model.
+
+    Raises:
+        ValueError: With its name.
+    """
+    if '://' not in name and not Path(name).exists():
+        raise ValueError(f'checkpoint {name!r} is not there: name one that '
+                         'training has written.')
+
+
 def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
     """Build the runner that a config asks for.
 
