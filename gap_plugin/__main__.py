@@ -12,6 +12,7 @@ COMMANDS = {
     'probe': ('probe', 'train neck and head on stored features'),
     'cam': ('cam', 'draw where a model sees its classes'),
     'rank': ('rank', 'compare backbones on your data'),
+    'export': ('export', 'write a model as a file to deploy'),
     'backbones': ('backbones', "list timm's networks, or describe one"),
     'new-config': ('new_config', 'write a config for a network and your data'),
 }
