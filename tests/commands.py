@@ -40,7 +40,7 @@ MODULES = {
     'train.py': 'train', 'test.py': 'test', 'extract_features.py': 'extract',
     'linear_probe.py': 'probe', 'rank_backbones.py': 'rank',
     'backbones.py': 'backbones', 'make_config.py': 'new_config',
-    'cam.py': 'cam'
+    'predict.py': 'predict', 'cam.py': 'cam', 'export.py': 'export'
 }
 
 

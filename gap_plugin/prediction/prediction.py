@@ -6,7 +6,6 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,9 @@ from .images import Images
 from .rows import RowsOnDisk
 from .scores import Classifier
 from .tables import Part, check_format, write_table
+
+#: What ``'auto'`` takes for few images has no name to ask for it.
+_AGAIN = {'channels_last': ('auto', 0)}
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,18 @@ def predict(scorer: Classifier, images: Images, out: str | Path,
         first = rows.first(len(images))
         if first is None:
             raise BadImages(_told(rows.bad(), images))
-        made = table.plan() or {}
-        # copies: preprocessors write into samples, and move them
+        made = table.plan()
+        count = len(images)
+        if made and engine == 'auto':  # what is faster now may be another one
+            engine, count = _AGAIN.get(made['engine'].split(' ', 1)[-1], (
+                made['engine'].split()[0], count))
+        # copies: preprocessors write into samples, and move them; two, for
+        # one image is no batch to an exporter
         name = scorer.open(
             _collate(loader)([deepcopy(first) for _ in range(
-                min(loader['batch_size'], len(images)))]),
-            logits=columns.output_type == 'logit',
-            # and not what is faster today
-            engine=made.get('engine', engine) if engine == 'auto' else engine,
-            amp=amp, count=len(images))
+                max(2, min(loader['batch_size'], len(images))))]),
+            logits=columns.output_type == 'logit', engine=engine, amp=amp,
+            count=count)
         layout = columns.of(scorer.number, scorer.classes, scorer.usual())
         table.start(dict(
             checkpoint=scorer.identity(), images=_identity(images),

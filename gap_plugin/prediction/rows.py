@@ -29,8 +29,7 @@ class RowsOnDisk:
         self.done = 0
 
     def plan(self) -> dict[str, Any] | None:
-        """What the rows that are there are made of; None if there are none.
-        """
+        """What makes the rows that are there; None if there are none."""
         path = self.folder / _PLAN
         return read_json(path) if path.is_file() else None
 

@@ -10,21 +10,10 @@ from mmpretrain.models.classifiers import BaseClassifier
 from mmpretrain.registry import DATASETS
 from torch import nn
 
+from ..features.engines import fastest
 from ..features.extraction import _hash as hash_of
 from ..features.fixed_part import weights_of
 from .images import Images, Samples, test_dataset, test_loader
-
-
-class _Torch:
-    name = 'torch'
-
-    def __init__(self, module): self.module = module
-
-    def __call__(self, images): return self.module(images)
-
-
-def fastest(module, images, *, engine='auto', amp=False, count=None):
-    return _Torch(module)
 
 
 class Logits(nn.Module):

@@ -61,9 +61,11 @@ def _parquet(path: Path, columns: dict[str, type],
         name: kinds[kind] for name, kind in columns.items()})
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
-            writer.write_table(pyarrow.table([
-                pyarrow.array(values, kind)
-                for values, kind in zip(part, schema.types, strict=True)], schema=schema))
+            columns_of = [pyarrow.array(values, kind) for values, kind
+                          in zip(part, schema.types, strict=True)]
+            arrays = [pyarrow.array(values, kind) for values, kind
+                      in zip(part, schema.types, strict=True)]
+            writer.write_table(pyarrow.table(arrays, schema=schema))
 
 
 #: End of a name -> function of path, columns with their kinds, and parts.
