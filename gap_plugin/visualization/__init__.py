@@ -17,15 +17,16 @@ from .explaining import (
     sheet,
 )
 from .gallery import Gallery
-from .hook import ClassActivationHook, as_array
+from .hook import ClassActivationHook
 from .location import Location, locate
 
-_DRAWING = ('Panel', 'draw_maps', 'draw_panels')
+_DRAWING = ('Panel', 'as_array', 'draw_maps', 'draw_panels')
 
-__all__ = ['ClassActivationHook', 'Explainer', 'Explanation', 'Folded',
-           'Gallery',
-           'Location', 'as_array', 'class_activation_map', 'fold', 'locate',
-           'numbers_of', 'picture', 'sheet', *_DRAWING]
+__all__ = [
+    'ClassActivationHook', 'Explainer', 'Explanation', 'Folded', 'Gallery',
+    'Location', 'class_activation_map', 'fold', 'locate', 'numbers_of',
+    'picture', 'sheet', *_DRAWING
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,9 @@ from ..messages import shorten
 from .class_activation import classifier_of, fold
 from .location import Location, locate
 
+#: What transformers have, whose positions have all seen each other.
+_OF_TOKENS = ('num_prefix_tokens', 'pos_embed')
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -88,9 +91,9 @@ class Explainer:
         self.classes = None if classes is None else list(classes)
         self.topk = topk
         self.note = self.folded.note
-        path = getattr(self.model.backbone, '_path', None)
-        if getattr(path, 'kind', '') == 'tokens':
-            # whose positions have seen all others
+        network = self.model.backbone
+        network = getattr(network, 'timm_model', network)
+        if any(hasattr(network, name) for name in _OF_TOKENS):
             self.note = '; '.join(filter(None, (
                 'evidence read at each token', self.note)))
         self._locations: dict[tuple, Location | ValueError] = {}

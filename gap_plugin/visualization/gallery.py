@@ -106,7 +106,7 @@ def places(names: Sequence[str]) -> list[str]:
 
 
 def _save(figure: Any, path: Path) -> None:
+    from .drawing import save
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        # by name of the format: the file is put in its place afterwards
-        figure.savefig(temporary, dpi=110, format='png')
+        save(figure, temporary)
