@@ -114,7 +114,9 @@ class Folded:
             weight, bias = weight.to(x), bias.to(x)
             if self._gem is not None:
                 x = _of_gem(self._gem, x)
-            maps = weight @ x.flatten(2) + bias[..., None]
+            rows = 'kc' if weight.ndim == 2 else 'nkc'
+            maps = torch.einsum(f'{rows},ncp->nkp', weight, x.flatten(2))
+            maps = maps + bias[..., None]
             if self._scaled:
                 vector = x if self._neck is None else self._neck(features)
                 norm = _last(vector).to(x).norm(dim=1)
