@@ -336,6 +336,14 @@ def test_arrays_and_what_cannot_be_placed_are_drawn(model):
     found = Explainer(model, bound(model, FOLLOW))(info)
     assert (found.image == info['img']).all()
     assert found.location.box == pytest.approx((0, 0, 8, 8), abs=.6)
+    blue = np.zeros((9, 9, 3), np.uint8)
+    blue[..., 2] = 255
+    for turned in (False, True):  # what it takes for its colours, we do
+        model.data_preprocessor.to_rgb, array = turned, blue
+        if turned:
+            array = blue[..., ::-1]
+        found = Explainer(model, bound(model, FOLLOW))(dict(img=array))
+        assert (found.image == blue).all()
     bent = bound(model, FOLLOW, lambda results: dict(
         results, img=np.roll(results['img'], 40, 0)))
     found = Explainer(model, bent)(info)

@@ -137,8 +137,8 @@ class Explainer:
                                None, note)
 
     def _turns(self) -> bool:
-        return bool(getattr(self.model.data_preprocessor,
-                            '_channel_conversion', False))
+        """Whether the network's inputs are BGR ahead of its preprocessor."""
+        return bool(getattr(self.model.data_preprocessor, 'to_rgb', False))
 
     def _location(self, steps: list, results: dict,
                   packed: dict) -> tuple[Location | None, str]:
