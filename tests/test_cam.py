@@ -290,9 +290,9 @@ def test_an_explanation_is_of_what_the_model_says(model, photo):
     assert found.right is False and found.maps.shape[1:] == (3, 3)
     logits = whole.mean((1, 2))
     assert found.titles[0] == (
-        f'predicted: class {best}, logit {logits[best]:.1f}')
-    assert found.titles[1] == f'true: class 4, logit {logits[4]:.1f}'
-    assert re.match(r'absent: class \d, logit', found.titles[2])
+        f'predicted: class {best}, logit\xa0{logits[best]:.1f}')
+    assert found.titles[1] == f'true: class 4, logit\xa0{logits[4]:.1f}'
+    assert re.match(r'absent: class \d, logit\s', found.titles[2])
     assert found.verdict.startswith('true: class 4\npredicted: class')
     assert (found.image == skimage.data.chelsea()).all()
 

@@ -203,8 +203,9 @@ def _draw(axes: Axes, panel: Panel, values: torch.Tensor | None,
                     extent=(0, place.size[1], place.size[0], 0),
                     transform=to_image + axes.transData)
     if panel.location is not None:
-        axes.add_patch(Polygon(place.corners(), fill=False, linewidth=.8,
-                               edgecolor='black', linestyle=(0, (4, 3))))
+        for colour, dashes in (('white', 'solid'), ('black', (0, (4, 3)))):
+            axes.add_patch(Polygon(place.corners(), fill=False, linewidth=.8,
+                                   edgecolor=colour, linestyle=dashes))
     # a crop may reach beyond the image: a border is shown as far as it goes
     corners = np.vstack([place.corners(), [(0, 0), (width, height)]])
     (left, top), (right, bottom) = corners.min(0), corners.max(0)

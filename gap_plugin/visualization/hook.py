@@ -11,7 +11,8 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from ..arguments import check_arguments
-from .explaining import Explainer, Explanation, numbers_of, picture
+from .explaining import Explainer, Explanation, numbers_of
+from .gallery import picture
 
 
 @HOOKS.register_module()
