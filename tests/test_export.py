@@ -32,7 +32,7 @@ from gap_plugin.export.onnx import (
     write_onnx,
 )
 from gap_plugin.export.photo_graph import PhotoGraph, prepend
-from gap_plugin.export.pipeline import split_pipeline
+from gap_plugin.export.preprocessing import split_pipeline
 from gap_plugin.export.scores import Scores
 from gap_plugin.features.images import build_dataset
 from gap_plugin.timm_network import DataSettings
@@ -406,7 +406,7 @@ def sabotaged(monkeypatch, what):
     """Make something go wrong on the way into the file."""
     if what == 'pixels':
         monkeypatch.setitem(photo_graph._RESIZE, 'bicubic', dict(
-            mode='nearest', nearest_mode='floor'))
+            mode='cubic', cubic_coeff_a=-1.5, antialias=1))
     elif what == 'crop':
         monkeypatch.setattr(PhotoGraph, '_crop', lambda self, step, x: (
             self._op('Slice', x, self._integers(1, 1), self._integers(
