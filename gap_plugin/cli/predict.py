@@ -3,6 +3,9 @@ r"""Predict the classes of images, and write a table of them.
     gap-plugin predict digits/test_nfnet work_dirs/test_nfnet/epoch_12.pth \
         photos --out predictions.csv
 
+In place of CHECKPOINT, a file MODEL.onnx that was exported does. If it takes
+photos and gives probabilities, CONFIG may be left out.
+
 IMAGES are folders, which are searched to any depth, patterns such as
 'photos/**/*.jpg', lists of images, a line each, or images. The table has a row
 an image: image, label, score, then label_2, score_2, ... up to --topk. Images
@@ -17,13 +20,14 @@ from ..features.engines import ENGINES
 from ..prediction import (
     Classifier,
     Columns,
+    ExportedClassifier,
     check_out,
     find_images,
     predict,
 )
 from ..prediction.columns import LABELS, OUTPUTS
 from . import console
-from .building import build_model, load_config
+from .building import build_model, check_checkpoint, load_config
 from .command import command
 from .flags import config_flag, options_flag, parser
 
@@ -32,8 +36,9 @@ def flags() -> argparse.ArgumentParser:
     """The command line."""
     found = parser(__doc__)
     config_flag(found)
-    found.add_argument('checkpoint', help='checkpoint file')
-    found.add_argument('images', nargs='+', metavar='IMAGES',
+    found.add_argument('checkpoint', help='checkpoint file, or an exported '
+                       '.onnx file')
+    found.add_argument('images', nargs='*', metavar='IMAGES',
                        help='folders, patterns, lists of images, or images')
     found.add_argument('--out', required=True, metavar='FILE',
                        help='table to write: .csv, .json or .parquet')
@@ -65,6 +70,7 @@ def flags() -> argparse.ArgumentParser:
     # of what runs a config; nothing is trained, logged or distributed
     found.set_defaults(work_dir=None, launcher='none', local_rank=0,
                        no_pin_memory=False)
+    found.parse_args = found.parse_intermixed_args  # flags between images
     return found
 
 
@@ -74,15 +80,24 @@ def run(args: argparse.Namespace) -> int | None:
         raise ValueError(
             'predictions are made by one process: start it without a '
             'launcher, once for each GPU with a part of the images.')
+    if args.config.endswith('.onnx'):  # without a config
+        args.images.insert(0, args.checkpoint)
+        args.config, args.checkpoint = None, args.config
+    if not args.images:
+        raise ValueError('there are no IMAGES: name a folder, a pattern, a '
+                         'list, or images.')
     check_out(args.out, resume=args.resume, force=args.force)
+    check_checkpoint(args.checkpoint)
     images = find_images(args.images)
-    cfg = load_config(args)
-    scorer = Classifier(build_model(cfg, args, whole=True), cfg)
-    classes = scorer.classes
+    cfg = None if args.config is None else load_config(args)
+    if args.checkpoint.endswith('.onnx'):
+        scorer = ExportedClassifier(args.checkpoint, cfg)
+        about = dict(network=f'{scorer.about.network}, {args.checkpoint}')
+    else:
+        scorer = Classifier(build_model(cfg, args, whole=True), cfg)
+        about = console.describe_model(scorer.model, cfg)
     console.header(dict(
-        console.describe_model(scorer.model, cfg),
-        images=f'{len(images)} in {images.root or "."}',
-        **(dict(classes=f'{len(classes)} classes') if classes else {})))
+        about, images=f'{len(images)} in {images.root or "."}'))
     found = predict(
         scorer, images, args.out, Columns(
             args.topk, args.threshold, args.all_classes, args.label_type,

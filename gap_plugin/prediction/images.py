@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ class Samples(Dataset):
         self.images = images
         steps = list(test_dataset(cfg)['pipeline'])
         source = source_of(model)
-        if not any(_loads(step) for step in steps[:1]):
+        if not _loads(steps[0]):
             mean = getattr(model.data_preprocessor, 'mean', None)
             channels = 3 if mean is None else len(mean)
             loader = dict(type='LoadTimmImage', in_channels=(
@@ -218,18 +219,39 @@ class Samples(Dataset):
         return found
 
 
-def test_loader(cfg: Config, batch_size: int | None = None,
+class Photos(Samples):
+    """Images as they are loaded: ``(H, W, C)`` uint8, R, G, B or grey.
+
+    Args:
+        images: Their paths.
+        cfg: A config, which loads them; None for ``LoadTimmImage``.
+        channels: Of the images.
+    """
+
+    def __init__(self, images: Sequence[str], cfg: Config | None,
+                 channels: int) -> None:
+        self.images = images
+        step = dict(type='LoadTimmImage')
+        if cfg is not None and _loads(test_dataset(cfg)['pipeline'][0]):
+            step = dict(test_dataset(cfg)['pipeline'][0])
+        if step['type'] == 'LoadTimmImage':
+            step['in_channels'] = channels
+        self.pipeline = Compose([step, _to_rgb, partial(_photo, channels)])
+
+
+def test_loader(cfg: Config | None, batch_size: int | None = None,
                 workers: int | None = None) -> dict:
     """The dataloader of a config's test.
 
     Args:
-        cfg: The config.
+        cfg: The config; None for batches of 16, read by two workers.
         batch_size: In place of that of the config.
         workers: Processes, likewise.
     """
     check_arguments('a prediction', count_or_none=dict(batch_size=batch_size),
                     amount_or_none=dict(workers=workers))
-    loader = dict(cfg.get('test_dataloader') or cfg.get('val_dataloader'))
+    loader = (dict(batch_size=16, num_workers=2) if cfg is None else
+              dict(cfg.get('test_dataloader') or cfg.get('val_dataloader')))
     if batch_size is not None:
         loader['batch_size'] = batch_size
     if workers is not None:
@@ -265,3 +287,11 @@ def _to_rgb(results: dict) -> dict:
     if results['img'].ndim == 3 and results['img'].shape[2] == 3:
         results['img'] = np.ascontiguousarray(results['img'][..., ::-1])
     return results
+
+
+def _photo(channels: int, results: dict) -> np.ndarray:
+    image = np.atleast_3d(results['img'])
+    if image.dtype != np.uint8 or image.shape[2] != channels:
+        raise ValueError(f'it is {image.dtype} of {image.shape[2]} channels, '
+                         f'and not uint8 of {channels}')
+    return image

@@ -19,11 +19,14 @@ from ..messages import SHOWN, refuse_undecodable
 from ..progress import bar
 from ..version import __version__
 from .columns import Columns, Layout
+from .exported import ExportedClassifier
 from .images import Images
 from .rows import RowsOnDisk
 from .scores import Classifier
 from .tables import Part, check_format, write_table
 
+#: What scores images.
+Scorer = Classifier | ExportedClassifier
 #: What ``'auto'`` takes for few images has no name to ask for it.
 _AGAIN = {'channels_last': ('auto', 0)}
 
@@ -76,7 +79,7 @@ def check_out(out: str | Path, *, resume: bool = False,
     return out
 
 
-def predict(scorer: Classifier, images: Images, out: str | Path,
+def predict(scorer: Scorer, images: Images, out: str | Path,
             columns: Columns | None = None, *,
             batch_size: int | None = None, workers: int | None = None,
             engine: str = 'auto', amp: bool = False, resume: bool = False,
@@ -156,7 +159,7 @@ def predict(scorer: Classifier, images: Images, out: str | Path,
         name, speed)
 
 
-def _score(scorer: Classifier, rows: Rows, loader: dict, table: RowsOnDisk,
+def _score(scorer: Scorer, rows: Rows, loader: dict, table: RowsOnDisk,
            layout: Layout, what: str) -> float | None:
     """Score the images that are left; how many in a second."""
     size, images = loader['batch_size'], rows.names

@@ -86,11 +86,8 @@ class Classifier:
         Returns:
             A number, or None; a threshold, or None.
         """
-        head = getattr(self.model, 'head', None)
-        if self._activation is not torch.sigmoid:
-            return None, None
-        threshold, count = getattr(head, 'thr', .5), getattr(head, 'topk', 1)
-        return (None if threshold is not None else count), threshold
+        return usual_of(self.model) if self._activation is torch.sigmoid else (
+            None, None)
 
     @torch.no_grad()
     def open(self, batch: dict[str, Any], *, logits: bool = False,
@@ -158,6 +155,13 @@ class Classifier:
 
     def _images(self, batch: dict[str, Any]) -> torch.Tensor:
         return self.model.data_preprocessor(batch, training=False)['inputs']
+
+
+def usual_of(model: nn.Module | None) -> tuple[int | None, float | None]:
+    """How many labels a head of several gives, and from which score on."""
+    head = getattr(model, 'head', None)
+    threshold, count = getattr(head, 'thr', .5), getattr(head, 'topk', 1)
+    return (None if threshold is not None else count), threshold
 
 
 def class_names(model: nn.Module, cfg: Config) -> list[str] | None:

@@ -61,8 +61,6 @@ def _parquet(path: Path, columns: dict[str, type],
         name: kinds[kind] for name, kind in columns.items()})
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
-            columns_of = [pyarrow.array(values, kind) for values, kind
-                          in zip(part, schema.types, strict=True)]
             arrays = [pyarrow.array(values, kind) for values, kind
                       in zip(part, schema.types, strict=True)]
             writer.write_table(pyarrow.table(arrays, schema=schema))
