@@ -107,6 +107,12 @@ def fastest(module: nn.Module, images: Tensor, *, engine: str = 'auto',
     return found
 
 
+def is_of(name: str, asked: str) -> bool:
+    """Whether an engine of some name is what was asked for."""
+    return asked in ('auto', name) or (asked != 'torch'
+                                       and name.startswith(asked))
+
+
 def _choose(device: torch.device, amp: bool, seconds: float,
             count: int | None) -> str:
     """What is fastest, by the seconds that eager torch takes an image."""

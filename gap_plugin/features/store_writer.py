@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,6 +69,7 @@ class StoreWriter:
         plan = self.partial / 'plan.json'
         if plan.is_file():
             made = read_json(plan)
+            made.pop('engines', None)
             # blocks are batches
             others, _ = compare(*(dict(side, block=side.get('batch_size'))
                                   for side in (made, fingerprint)))
@@ -102,6 +104,24 @@ class StoreWriter:
                 f'features under {str(self.folder.parent)!r}: '
                 f'{error.strerror}; free space or choose another folder'
             ) from None
+
+    def made_with(self, engine: str, write: bool) -> set[str]:
+        """Engines that have made rows, one that begins to among them.
+
+        Args:
+            engine: Its name.
+            write: Whether it is noted for runs that go on.
+        """
+        path = self.partial / 'plan.json'
+        plan = read_json(path)
+        known = set(plan.get('engines', ()))
+        if known and engine not in known:
+            warnings.warn(
+                f'{str(self.partial)!r} goes on with another engine: {engine} '
+                f'after {", ".join(sorted(known))}.', stacklevel=4)
+        if write and engine not in known:
+            write_json(path, dict(plan, engines=sorted({*known, engine})))
+        return {*known, engine}
 
     def rows_in(self, index: int) -> int:
         """Rows of one block."""
