@@ -2,7 +2,8 @@
 
 Reading order: :mod:`.class_activation` (maps), :mod:`.location` (where they
 lie on an image), :mod:`.drawing` (pictures of them), :mod:`.explaining` (which
-maps say most of an image), :mod:`.hook` (the same in a test).
+maps say most of an image), :mod:`.gallery` (a folder of pictures),
+:mod:`.hook` (the same in a test).
 """
 
 from typing import Any
@@ -15,12 +16,14 @@ from .explaining import (
     picture,
     sheet,
 )
+from .gallery import Gallery
 from .hook import ClassActivationHook, as_array
 from .location import Location, locate
 
 _DRAWING = ('Panel', 'draw_maps', 'draw_panels')
 
 __all__ = ['ClassActivationHook', 'Explainer', 'Explanation', 'Folded',
+           'Gallery',
            'Location', 'as_array', 'class_activation_map', 'fold', 'locate',
            'numbers_of', 'picture', 'sheet', *_DRAWING]
 

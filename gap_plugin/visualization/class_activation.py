@@ -321,7 +321,8 @@ def _of_gem(pooling: nn.Module, x: torch.Tensor) -> torch.Tensor:
         x = x.clamp(min=pooling.eps)
     powers = x.pow(pooling.p.to(x))
     mean = powers.mean((2, 3), keepdim=True)
-    return powers / mean * mean.pow(1 / pooling.p.to(x))
+    factor = mean.pow(1 / pooling.p.to(x)) / mean
+    return powers * factor.where(mean != 0, 0)  # of a channel without values
 
 
 def _last(features: Any) -> torch.Tensor:

@@ -134,11 +134,18 @@ def draw_panels(panels: Sequence[Panel], columns: int, heading: str = '',
 
 
 def as_text(name: str, width: int = 32, lines: int = 2) -> str:
-    """A name as a figure can show it, whatever it holds."""
+    """Names as a figure can show them, whatever they hold.
+
+    Args:
+        name: Each of its lines is wrapped by itself.
+        width: Characters of a line.
+        lines: Lines that each becomes at most.
+    """
     name = name.encode('utf-8', 'backslashreplace').decode()
-    name = _CONTROL.sub(' ', name).strip()
-    return '\n'.join(textwrap.wrap(name, width, max_lines=lines,
-                                   placeholder=' ...')) or ' '
+    return '\n'.join(
+        line for part in name.split('\n')
+        for line in textwrap.wrap(_CONTROL.sub(' ', part), width,
+                                  max_lines=lines, placeholder=' ...')) or ' '
 
 
 def _draw(axes: Axes, panel: Panel, values: torch.Tensor | None,

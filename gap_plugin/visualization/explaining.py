@@ -29,7 +29,7 @@ class Explanation:
         classes: Numbers of the classes of the maps.
         maps: ``(K', h, w)``, in logits, on the CPU.
         titles: Of the maps.
-        heading: Name, true and predicted class.
+        verdict: True and predicted class, a line each.
         note: What has to be said of the maps.
         predicted: Map of the likeliest class, ``(h, w)``.
         right: Whether that is a true class; None where none is known.
@@ -41,7 +41,7 @@ class Explanation:
     classes: list[int]
     maps: torch.Tensor
     titles: list[str]
-    heading: str
+    verdict: str
     note: str
     predicted: torch.Tensor
     right: bool | None
@@ -82,7 +82,8 @@ class Explainer:
         if not 0 < topk <= count:
             raise ValueError(f'topk={topk} must be from 1 to {count}, the '
                              'number of classes.')
-        self.names = (list(map(str, names)) if names is not None else
+        self.names = ([_in_a_line(name) for name in names]
+                      if names is not None else
                       [f'class {i}' for i in range(count)])
         self.classes = None if classes is None else list(classes)
         self.topk = topk
@@ -178,17 +179,21 @@ class Explainer:
         maps = self.folded.maps(features, wanted)[0].cpu()
         titles = [f'{role}{self.names[i]}, logit {logits[i]:.1f}'
                   for i, role in zip(classes, roles, strict=True)]
-        name = PurePath(str(sample.get('img_path', '')) or 'image').name
+        name = _in_a_line(PurePath(str(sample.get('img_path') or 'image'))
+                          .name)
         scores = sample.pred_score.float().cpu()
-        said = ', '.join(f'{self.names[i]} ({scores[i]:.2f})'
-                         for i in predicted) or 'none'
-        heading = f'{name}   predicted: {said}'
+        verdict = 'predicted: ' + (', '.join(
+            f'{self.names[i]} ({scores[i]:.2f})' for i in predicted)
+            or 'nothing')
         if truth:
             true = ', '.join(self.names[i] for i in truth)
-            heading = f'{name}   true: {true}   predicted: {said}'
+            verdict = f'true: {true}\n{verdict}'
+        if maps[0, 0].numel() == 1:
+            note = '; '.join(filter(None, (
+                'a map has one position: a larger image has more', note)))
         return Explanation(
             name, image, location, classes, maps[:len(classes)], titles,
-            heading, '; '.join(filter(None, (self.note, note))),
+            verdict, '; '.join(filter(None, (self.note, note))),
             maps[wanted.index(best)], best in truth if truth else None)
 
     def _chosen(self, logits: torch.Tensor, truth: list[int],
@@ -246,7 +251,8 @@ def picture(explanation: Explanation) -> Any:
     """Draw an explanation: a matplotlib ``Figure``."""
     from .drawing import draw_maps
     return draw_maps(explanation.image, explanation.maps, explanation.titles,
-                     explanation.location, explanation.heading,
+                     explanation.location, '   '.join((
+                         explanation.name, *explanation.verdict.split('\n'))),
                      explanation.note)
 
 
@@ -260,8 +266,8 @@ def sheet(explanations: Sequence[Explanation], heading: str = '') -> Any:
     for each in explanations:
         panels += [
             Panel(each.image, each.name, None, each.location),
-            Panel(each.image, each.heading.partition('   ')[2],
-                  each.predicted, each.location, each.right)]
+            Panel(each.image, each.verdict, each.predicted, each.location,
+                  each.right)]
     notes = dict.fromkeys(each.note for each in explanations)
     return draw_panels(panels, min(len(panels), 8), heading,
                        '; '.join(filter(None, notes)))
@@ -289,6 +295,10 @@ def _inputs(packed: dict) -> torch.Tensor:
         raise ValueError('the pipeline gives no single image as inputs: take '
                          'the one of a test, that ends with PackInputs.')
     return found
+
+
+def _in_a_line(name: Any) -> str:
+    return ' '.join(str(name).split()) or repr(str(name))
 
 
 def _as_shown(image: np.ndarray, turned: bool) -> np.ndarray:

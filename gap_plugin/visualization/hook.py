@@ -44,16 +44,24 @@ class ClassActivationHook(Hook):
         self.classes = classes
         self.topk = topk
         self.up_to_factor = up_to_factor
+        self._explain: Explainer | None = None
         self._count = 0
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Fold the model, or say why that cannot be done."""
+        """Begin anew."""
+        self._explain = None
+        self._count = 0
+
+    def before_test_iter(self, runner: Runner, batch_idx: int,
+                         data_batch: Any = None) -> None:
+        """Fold the model, which is in eval mode by now."""
+        if self._explain is not None:
+            return
         self._dataset = runner.test_dataloader.dataset
         names = (getattr(self._dataset, 'metainfo', None) or {}).get('classes')
         classes = self.classes
         if classes is not None:
             classes = numbers_of(classes, names)
-        self._count = 0
         self._explain = Explainer(
             runner.model, getattr(self._dataset, 'pipeline', None), names,
             classes, self.topk, self.up_to_factor)
