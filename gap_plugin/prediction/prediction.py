@@ -10,7 +10,8 @@ from time import monotonic
 import numpy as np
 import torch
 
-from ..features.extraction import _batches, _collate, _hash
+from ..features.batches import batches, collate_of
+from ..features.fingerprint import _hash
 from ..features.images import BadImages, Rows, described
 from ..files import remove_whole
 from ..host import versions
@@ -134,7 +135,7 @@ def predict(scorer: Scorer, images: Images, out: str | Path,
         # copies: preprocessors write into samples, and move them; two, for
         # one image is no batch to an exporter
         name = scorer.open(
-            _collate(loader)([deepcopy(first) for _ in range(
+            collate_of(loader)([deepcopy(first) for _ in range(
                 max(2, min(loader['batch_size'], len(images))))]),
             logits=columns.output_type == 'logit', engine=engine, amp=amp,
             count=count)
@@ -166,9 +167,9 @@ def _score(scorer: Scorer, rows: Rows, loader: dict, table: RowsOnDisk,
     before, began = table.done, monotonic()
     blocks = list(range(-(-before // size), -(-len(images) // size)))
     with bar(len(images) - before, what) as advance:
-        for block, (batch, reasons) in zip(blocks, _batches(
-                loader, rows, blocks, torch.cuda.is_available()),
-                                           strict=True):
+        for block, (batch, reasons) in zip(blocks, batches(
+                rows, loader, blocks, torch.cuda.is_available(),
+                collate_of(loader)), strict=True):
             start = block * size
             found = np.zeros(len(reasons), layout.kind)
             good = np.array([not reason for reason in reasons])
