@@ -19,7 +19,7 @@ from .images import Samples, described
 #: Arguments of a backbone that say where its weights come from, which stand
 #: in the fingerprint themselves, or what is trained of it.
 _ORIGIN = ('pretrained', 'checkpoint_path', 'checkpoint_key', 'init_cfg',
-           'frozen_stages', 'norm_eval', 'with_cp')
+           'frozen_stages', 'norm_eval', 'with_cp', 'channels_last')
 #: Arguments of a dataset that say what its classes are called, and where its
 #: files are.
 _NAMES = ('classes', 'metainfo')

@@ -13,8 +13,12 @@ from torch import nn
 
 from ..engine.chance import seeded
 from ..messages import shorten
-from .class_activation import classifier_of, fold
+from .chain import classifier_of
+from .class_activation import fold
 from .location import Location, locate
+
+#: What transformers have, whose positions have all seen each other.
+_OF_TOKENS = ('num_prefix_tokens', 'pos_embed')
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ class Explainer:
         self.classes = None if classes is None else list(classes)
         self.topk = topk
         self.note = self.folded.note
-        path = getattr(self.model.backbone, '_path', None)
-        if getattr(path, 'kind', '') == 'tokens':
-            # whose positions have seen all others
+        network = self.model.backbone
+        network = getattr(network, 'timm_model', network)
+        if any(hasattr(network, name) for name in _OF_TOKENS):
             self.note = '; '.join(filter(None, (
                 'evidence read at each token', self.note)))
         self._locations: dict[tuple, Location | ValueError] = {}
@@ -134,8 +138,8 @@ class Explainer:
                                None, note)
 
     def _turns(self) -> bool:
-        return bool(getattr(self.model.data_preprocessor,
-                            '_channel_conversion', False))
+        """Whether the network's inputs are BGR ahead of its preprocessor."""
+        return bool(getattr(self.model.data_preprocessor, 'to_rgb', False))
 
     def _location(self, steps: list, results: dict,
                   packed: dict) -> tuple[Location | None, str]:
@@ -177,7 +181,7 @@ class Explainer:
         classes, roles = self._chosen(logits, truth, predicted)
         wanted = classes if best in classes else [*classes, best]
         maps = self.folded.maps(features, wanted)[0].cpu()
-        titles = [f'{role}{self.names[i]}, logit {logits[i]:.1f}'
+        titles = [f'{role}{self.names[i]}, logit\xa0{logits[i]:.1f}'
                   for i, role in zip(classes, roles, strict=True)]
         name = _in_a_line(PurePath(str(sample.get('img_path') or 'image'))
                           .name)
@@ -245,32 +249,6 @@ def numbers_of(classes: Sequence[str],
     # a name may be that of several classes
     return [i for each in classes for i, name in enumerate(names)
             if name == str(each)]
-
-
-def picture(explanation: Explanation) -> Any:
-    """Draw an explanation: a matplotlib ``Figure``."""
-    from .drawing import draw_maps
-    return draw_maps(explanation.image, explanation.maps, explanation.titles,
-                     explanation.location, '   '.join((
-                         explanation.name, *explanation.verdict.split('\n'))),
-                     explanation.note)
-
-
-def sheet(explanations: Sequence[Explanation], heading: str = '') -> Any:
-    """Draw many images, each with the map of its likeliest class.
-
-    On one scale, four in a row: a matplotlib ``Figure``.
-    """
-    from .drawing import Panel, draw_panels
-    panels = []
-    for each in explanations:
-        panels += [
-            Panel(each.image, each.name, None, each.location),
-            Panel(each.image, each.verdict, each.predicted, each.location,
-                  each.right)]
-    notes = dict.fromkeys(each.note for each in explanations)
-    return draw_panels(panels, min(len(panels), 8), heading,
-                       '; '.join(filter(None, notes)))
 
 
 def _through(steps: list, results: dict) -> dict:

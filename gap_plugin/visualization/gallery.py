@@ -1,11 +1,11 @@
-"""A folder of pictures: one an image, and contact sheets of them."""
+"""Pictures of explained images, and a folder of them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import written_whole
-from .explaining import Explanation, picture, sheet
+from .explaining import Explanation
 
 #: Images of a contact sheet, and how its name begins.
 OF_SHEET, SHEET = 24, 'contact_sheet'
@@ -57,6 +57,32 @@ class Gallery:
         self._page = []
 
 
+def picture(explanation: Explanation) -> Any:
+    """Draw an explanation: a matplotlib ``Figure``."""
+    from .drawing import draw_maps
+    return draw_maps(explanation.image, explanation.maps, explanation.titles,
+                     explanation.location, '   '.join((
+                         explanation.name, *explanation.verdict.split('\n'))),
+                     explanation.note)
+
+
+def sheet(explanations: Sequence[Explanation], heading: str = '') -> Any:
+    """Draw many images, each with the map of its likeliest class.
+
+    On one scale, four in a row: a matplotlib ``Figure``.
+    """
+    from .drawing import Panel, draw_panels
+    panels = []
+    for each in explanations:
+        panels += [
+            Panel(each.image, each.name, None, each.location),
+            Panel(each.image, each.verdict, each.predicted, each.location,
+                  each.right)]
+    notes = dict.fromkeys(each.note for each in explanations)
+    return draw_panels(panels, min(len(panels), 8), heading,
+                       '; '.join(filter(None, notes)))
+
+
 def check_folder(out: str | Path, images: Sequence[str],
                  force: bool = False) -> None:
     """Refuse a place for pictures that something else has.
@@ -106,7 +132,7 @@ def places(names: Sequence[str]) -> list[str]:
 
 
 def _save(figure: Any, path: Path) -> None:
+    from .drawing import save
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        # by name of the format: the file is put in its place afterwards
-        figure.savefig(temporary, dpi=110, format='png')
+        save(figure, temporary)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -12,7 +11,8 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from ..arguments import check_arguments
-from .explaining import Explainer, Explanation, numbers_of, picture
+from .explaining import Explainer, Explanation, numbers_of
+from .gallery import picture
 
 
 @HOOKS.register_module()
@@ -69,6 +69,7 @@ class ClassActivationHook(Hook):
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any,
                         outputs: Sequence | None = None) -> None:
         """Draw what is due of a batch."""
+        from .drawing import as_array
         for i, sample in enumerate(outputs or ()):
             if self._count % self.interval == 0 and is_main_process():
                 found = self._explained(data_batch['inputs'][i], sample)
@@ -85,11 +86,3 @@ class ClassActivationHook(Hook):
             dict(inputs=inputs, data_samples=sample.clone()),
             f'drawn on the input: {type(self._dataset).__name__} does not '
             'tell the file')
-
-
-def as_array(figure: Any) -> np.ndarray:
-    """A figure as an image ``(H, W, 3)``, uint8, RGB."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
