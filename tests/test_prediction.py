@@ -669,3 +669,174 @@ def test_no_images_are_told(name, told, tree):
     with pytest.raises((OSError, ValueError), match=told) as error:
         find_images([f'{tree}/{name}'])
     one_line(error)
+
+
+# the command, and exported files
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A config, a checkpoint of it with names of classes, and photos."""
+    folder = tmp_path_factory.mktemp('trained')
+    photos = pictures(folder / 'photos')
+    pictures(folder / 'photos' / 'sub', start=1)
+    cfg = config(photos, [dict(type='TimmTestTransform'), PACK], ours())
+    cfg.custom_imports = dict(imports=['gap_plugin'])
+    del cfg.test_dataloader.dataset['classes']
+    cfg.test_dataloader.dataset.pipeline.insert(0, LOAD)
+    cfg.dump(str(folder / 'config.py'))
+    torch.save(dict(state_dict=built(cfg).state_dict(), meta=dict(
+        dataset_meta=dict(classes=['a', 'b,', 'c', 'd', 'e']))),
+        folder / 'model.pth')
+    return folder
+
+
+def command(folder, *args, ok=True, **kwargs):
+    return main('predict', folder / 'config.py', folder / 'model.pth',
+                folder / 'photos', *args, ok=ok, **kwargs)
+
+
+def test_the_command_writes_a_table(trained, tmp_path, capfd):
+    out = tmp_path / 'a.csv'
+    told = command(trained, '--out', out, '--topk', 2, '--engine', 'torch')
+    assert told.splitlines()[-1] == str(out)
+    assert 'images   14 in ' in told
+    assert 'rows     14' in told
+    found = table(out)
+    assert list(found) == ['image', 'label', 'score', 'label_2', 'score_2']
+    assert found['image'].tolist() == [
+        *(f'{i}.png' for i in range(7)), *(f'sub/{i}.png' for i in range(7))]
+    cfg = Config.fromfile(trained / 'config.py')
+    model = build_classifier(cfg, str(trained / 'model.pth'), whole=True)
+    _, scores = of_all(Classifier(model, cfg), trained / 'photos',
+                       tmp_path / 'b.parquet')
+    np.testing.assert_array_equal(
+        found['score'].to_numpy(np.float32), scores.max(1))
+    assert found['label'].tolist() == [
+        ['a', 'b,', 'c', 'd', 'e'][i] for i in scores.argmax(1)]
+    told = command(trained, '--out', out, ok=False)
+    assert 'error: --out' in told and '--force' in told
+
+
+def test_images_that_cannot_be_read_are_named(trained, tmp_path):
+    photos = pictures(tmp_path / 'photos', count=3)
+    (photos / 'x.png').write_text('no', encoding='utf-8')
+    told = main('predict', trained / 'config.py', trained / 'model.pth',
+                photos, '--out', tmp_path / 'a.json', ok=False)
+    assert "skipped 'x.png': it is no image that Pillow knows" in told
+    assert '1 of 4 images cannot be read, and are not in the table.' in told
+    assert len(table(tmp_path / 'a.json')) == 3
+
+
+def test_pictures_are_drawn(trained, tmp_path):
+    out, maps = tmp_path / 'a.csv', tmp_path / 'maps'
+    photos = pictures(tmp_path / 'photos', count=2)
+    (photos / 'x.png').write_text('no', encoding='utf-8')
+    main('predict', trained / 'config.py', trained / 'model.pth', photos,
+         '--out', out, '--cam', maps, ok=False)
+    assert sorted(path.name for path in maps.iterdir()) == [
+        '0.png', '1.png', 'contact_sheet.png']
+    told = command(trained, '--out', tmp_path / 'b.csv', '--cam', maps,
+                   ok=False)
+    assert '--cam' in told and 'holds files' in told
+    assert not (tmp_path / 'b.csv').exists()
+
+
+def test_mistakes_of_the_command_are_told(trained, tmp_path, monkeypatch):
+    out = ('--out', tmp_path / 'a.csv')
+    for args, told in (
+            (['nothing.pth', trained / 'photos'], 'nothing.pth'),
+            ([trained / 'model.pth', trained / 'none'], 'are not there'),
+            ([trained / 'model.pth'], 'there are no IMAGES'),
+            ([trained / 'model.pth', trained / 'photos', '--topk', 0],
+             '--topk')):
+        text = main('predict', trained / 'config.py', *args, *out, ok=False)
+        assert told in text
+        assert len([line for line in text.splitlines()
+                    if line.startswith('gap-plugin') or 'error' in line]) == 1
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert 'one process' in command(trained, *out, ok=False)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('kind', ['ours', 'stock'])
+@pytest.mark.parametrize('spoilt', ['without', 'other'])
+def test_a_checkpoint_of_another_model_is_refused(kind, spoilt, tmp_path):
+    """MMEngine leaves by chance what does not fit, with a line in its log."""
+    images = pictures(tmp_path / 'images', count=2)
+    cfg = config(images, *reversed(CASES[kind]))
+    state = built(cfg).state_dict()
+    for name in [name for name in state if name.startswith('head')]:
+        if spoilt == 'other':
+            state[name] = torch.cat([state[name]] * 2)
+        else:
+            del state[name]
+    torch.save(dict(state_dict=state), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='does not fit .*head') as error:
+        build_classifier(cfg, str(tmp_path / 'a.pth'), whole=True)
+    one_line(error)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path):
+    _, cfg = small(tmp_path)
+    with pytest.raises(ValueError, match='Linear is no classifier'):
+        Classifier(torch.nn.Linear(1, 1), cfg)
+    model = stock(RESNET, LINEAR)
+    del model['head']['num_classes']
+    model['head'] = dict(type='MultiTaskHead', task_heads=dict(
+        a=dict(type='LinearClsHead', num_classes=5),
+        b=dict(type='LinearClsHead', num_classes=2)), in_channels=64)
+    with pytest.raises(ValueError, match='MultiTaskHead does not predict'
+                       ) as error:
+        predict(Classifier(MODELS.build(model), cfg),
+                find_images([tmp_path / 'small']), tmp_path / 'a.csv')
+    one_line(error)
+
+
+@pytest.fixture(scope='module')
+def exported(trained):
+    """The model of ``trained`` as files: of photos, and of prepared ones."""
+    for name, flags in (('photos', []), ('inputs', ['--no-preprocessing'])):
+        main('export', trained / 'config.py', trained / 'model.pth', '--out',
+             trained / f'{name}.onnx', '--images', 3, *flags)
+    return trained
+
+
+@pytest.mark.parametrize('kind, limit', [('photos', .005), ('inputs', 1e-4)])
+def test_a_file_predicts_what_its_checkpoint_does(kind, limit, exported,
+                                                  tmp_path):
+    pytest.importorskip('onnxscript')
+    file, columns = exported / f'{kind}.onnx', Columns(all_classes=True)
+    cfg = Config.fromfile(exported / 'config.py')
+    model = build_classifier(cfg, str(exported / 'model.pth'), whole=True)
+    images = find_images([exported / 'photos'])
+    predict(Classifier(model, cfg), images, tmp_path / 'a.parquet', columns)
+    done = predict(ExportedClassifier(file, cfg), images,
+                   tmp_path / 'b.parquet', columns)
+    assert done.engine.startswith('onnxruntime')
+    expected, found = (table(tmp_path / f'{x}.parquet') for x in 'ab')
+    assert list(found) == list(expected)
+    assert found['image'].tolist() == expected['image'].tolist()
+    names = ['a', 'b,', 'c', 'd', 'e']
+    np.testing.assert_allclose(found[names], expected[names], atol=limit,
+                               rtol=0)
+    assert expected[names].to_numpy().std(0).max() > 10 * limit
+    args = [file, exported / 'photos', '--out', tmp_path / 'c.csv']
+    if kind == 'photos':  # which needs no config
+        main('predict', *args)
+        np.testing.assert_array_equal(
+            table(tmp_path / 'c.csv')['score'].to_numpy(np.float32),
+            found['score'])
+    else:
+        assert 'name the config' in main('predict', *args, ok=False)
+    for flags, told in ((['--cam', tmp_path / 'maps'], '--cam is of a'),
+                        (['--engine', 'torch'], '--engine torch is of a'),
+                        (['--output-type', 'logit'], '--output-type')):
+        told_by = main('predict', exported / 'config.py', *args, *flags,
+                       '--force', ok=False)
+        assert told in told_by
+    other = config(images.root and Path(images.root), TIMM, ours())
+    other.model.backbone.img_size = 64
+    if kind == 'inputs':
+        with pytest.raises(ValueError, match='takes images of .*32'):
+            predict(ExportedClassifier(file, other), images,
+                    tmp_path / 'd.csv')

@@ -16,20 +16,23 @@ that was cut off goes on with the same command and --resume.
 import argparse
 import os
 
-from ..features.engines import ENGINES
 from ..prediction import (
     Classifier,
     Columns,
     ExportedClassifier,
+    Images,
     check_out,
     find_images,
     predict,
 )
 from ..prediction.columns import LABELS, OUTPUTS
+from ..progress import bar
+from ..visualization import Explainer
+from ..visualization.gallery import Gallery, check_folder
 from . import console
 from .building import build_model, check_checkpoint, load_config
 from .command import command
-from .flags import config_flag, options_flag, parser
+from .flags import config_flag, engine_flag, options_flag, parser
 
 
 def flags() -> argparse.ArgumentParser:
@@ -57,11 +60,11 @@ def flags() -> argparse.ArgumentParser:
                        help='that of the test by default')
     found.add_argument('--workers', type=int, metavar='N', help='processes '
                        'that read images; those of the test by default')
-    found.add_argument('--engine', choices=ENGINES, default='auto',
-                       help='what runs the network; the fastest that gives '
-                       'the same by default')
+    engine_flag(found)
     found.add_argument('--amp', action='store_true',
                        help='automatic mixed precision')
+    found.add_argument('--cam', metavar='DIR', help='folder for pictures of '
+                       'what speaks for the likeliest classes, --topk of them')
     found.add_argument('--resume', action='store_true',
                        help='go on with a run that was cut off')
     found.add_argument('--force', action='store_true', help='replace a table '
@@ -89,6 +92,8 @@ def run(args: argparse.Namespace) -> int | None:
     check_out(args.out, resume=args.resume, force=args.force)
     check_checkpoint(args.checkpoint)
     images = find_images(args.images)
+    if args.cam:
+        _check_pictures(args, images)
     cfg = None if args.config is None else load_config(args)
     if args.checkpoint.endswith('.onnx'):
         scorer = ExportedClassifier(args.checkpoint, cfg)
@@ -96,6 +101,10 @@ def run(args: argparse.Namespace) -> int | None:
     else:
         scorer = Classifier(build_model(cfg, args, whole=True), cfg)
         about = console.describe_model(scorer.model, cfg)
+    # ahead of the pass: a model may have no exact maps
+    explainer = Explainer(
+        scorer.model, scorer.samples(images).pipeline, scorer.classes,
+        topk=args.topk or 1) if args.cam else None
     console.header(dict(
         about, images=f'{len(images)} in {images.root or "."}'))
     found = predict(
@@ -107,6 +116,8 @@ def run(args: argparse.Namespace) -> int | None:
     speed = f', {found.speed:.1f} images/s' if found.speed else ''
     console.header(dict(engine=f'{found.engine}{speed}',
                         rows=str(found.rows)))
+    if explainer:
+        _draw(explainer, images, found.skipped, args.cam)
     for name, reason in found.skipped.items():
         console.note(f'skipped {name!r}: {reason}')
     if found.skipped:
@@ -114,6 +125,37 @@ def run(args: argparse.Namespace) -> int | None:
                      'be read, and are not in the table.')
     console.result({}, None, args.out)
     return 1 if found.skipped else None
+
+
+def _check_pictures(args: argparse.Namespace, images: Images) -> None:
+    """Refuse a folder for pictures that something else has.
+
+    Raises:
+        FileExistsError: If it holds files.
+        ValueError: If the images are in it, or there can be no pictures.
+    """
+    if args.checkpoint.endswith('.onnx'):
+        raise ValueError('--cam is of a checkpoint: leave it out, or name the '
+                         f'checkpoint that {args.checkpoint!r} is from.')
+    try:
+        check_folder(args.cam, images, args.force or args.resume)
+    except (FileExistsError, ValueError) as error:
+        raise type(error)(str(error).replace('out=', 'cam=', 1)) from None
+
+
+def _draw(explainer: Explainer, images: Images, skipped: dict[str, str],
+          out: str) -> None:
+    """Draw all images that could be read."""
+    rows = [row for row, name in enumerate(images.names)
+            if name not in skipped]
+    gallery = Gallery(out, [images.names[row] for row in rows])
+    with bar(len(rows), 'drawing') as advance:
+        for i, row in enumerate(rows):
+            gallery.add(i, explainer(dict(img_path=images[row])))
+            advance(1)
+    gallery.finish()
+    console.header(dict(maps=f'{console.short(out)}'
+                        + f', {explainer.note}' * bool(explainer.note)))
 
 
 main = command(flags, run)

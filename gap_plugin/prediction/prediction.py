@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..features.batches import batches, collate_of
-from ..features.fingerprint import _hash
+from ..features.fingerprint import hash_of
 from ..features.images import BadImages, Rows, described
 from ..files import remove_whole
 from ..host import versions
@@ -142,7 +142,7 @@ def predict(scorer: Scorer, images: Images, out: str | Path,
         layout = columns.of(scorer.number, scorer.classes, scorer.usual())
         table.start(dict(
             checkpoint=scorer.identity(), images=_identity(images),
-            classes=_hash(scorer.classes), **asdict(columns),
+            classes=hash_of(scorer.classes), **asdict(columns),
             batch_size=loader['batch_size'], engine=name, amp=amp,
             versions=dict(versions(), gap_plugin=__version__)),
             layout.kind, loader['batch_size'])
@@ -209,7 +209,7 @@ def _identity(images: Images) -> str:
     """What stands for images: their names, sizes and times of change."""
     _, states = described(list(images), [
         i for i, path in enumerate(images) if '://' not in path])
-    return _hash([states, images.names])
+    return hash_of([states, images.names])
 
 
 def _told(bad: dict[int, str], images: Images) -> str:

@@ -11,8 +11,7 @@ from mmpretrain.registry import DATASETS
 from torch import nn
 
 from ..features.engines import fastest
-from ..features.fingerprint import _hash as hash_of
-from ..features.fingerprint import weights_of
+from ..features.fingerprint import hash_of, weights_of
 from .images import Images, Samples, test_dataset, test_loader
 
 
