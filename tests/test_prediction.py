@@ -18,10 +18,13 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from commands import main
 from errors import one_line
+from gap_plugin.engine.building import build_classifier
 from gap_plugin.prediction import (
     Classifier,
     Columns,
+    ExportedClassifier,
     Images,
     find_images,
     predict,
@@ -97,12 +100,12 @@ CV2 = [dict(type='LoadImageFromFile'), dict(type='ResizeEdge', scale=36),
 TIMM = [LOAD, dict(type='TimmTestTransform'), PACK]
 
 
-def built(cfg):
+def built(cfg, std=.1):
     """A model whose scores differ between images."""
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).eval()
     for parameter in model.head.parameters():
-        torch.nn.init.normal_(parameter, std=.1)
+        torch.nn.init.normal_(parameter, std=std)
     return model
 
 
@@ -402,13 +405,13 @@ def test_names_of_files_and_classes_are_data(tmp_path):
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
 @pytest.mark.filterwarnings('ignore:neither')
 def test_memory_does_not_grow_with_the_images(suffix, tmp_path, monkeypatch):
-    """Rows of 1200 bytes, 2.4 MB of them."""
-    monkeypatch.setattr(rows, 'PART', 1 << 18)
-    images = names(2000, (5, 1000))
-    scorer = Stub(300, 32)
+    """Rows of 400 bytes, 1.2 MB of them."""
+    monkeypatch.setattr(rows, 'PART', 1 << 16)
+    images = names(3000, (5, 1000))
+    scorer = Stub(100, 32)
     scorer.classes = None
     peaks = []
-    for count in (200, 2000):
+    for count in (300, 3000):
         part = Images('', images.names[:count])
         scorer.seen.clear()
         tracemalloc.start()
@@ -416,7 +419,7 @@ def test_memory_does_not_grow_with_the_images(suffix, tmp_path, monkeypatch):
             scorer)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 7e5, peaks
+    assert peaks[1] - peaks[0] < 6e5, peaks
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_table(tmp_path):
@@ -527,16 +530,14 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
     for out, kwargs, told in (
             ('a.txt', {}, r'\.csv, \.json, \.parquet'),
             ('no/a.csv', {}, "no folder '.*no'; make it"),
-            ('a.csv', dict(batch_size=0), 'batch_size.* positive')):
+            ('a.csv', dict(batch_size=0), 'batch_size=0 must be 1')):
         with pytest.raises((OSError, ValueError), match=told) as error:
             predict(Stub() if not kwargs else Classifier(*small(tmp_path)),
                     names(), tmp_path / out, **kwargs)
         one_line(error)
-    for kwargs in (dict(topk=0), dict(threshold=1.5), dict(topk=True),
-                   dict(threshold=float('nan')), dict(label_type='x'),
-                   dict(output_type='x'), dict(all_classes='yes')):
-        with pytest.raises((TypeError, ValueError),
-                           match=next(iter(kwargs))) as error:
+    for kwargs in (dict(topk=0), dict(threshold=1.5), dict(label_type='x'),
+                   dict(threshold=float('nan')), dict(output_type='x')):
+        with pytest.raises(ValueError, match=next(iter(kwargs))) as error:
             Columns(**kwargs)
         one_line(error)
     scorer = Stub()
@@ -684,7 +685,7 @@ def trained(tmp_path_factory):
     del cfg.test_dataloader.dataset['classes']
     cfg.test_dataloader.dataset.pipeline.insert(0, LOAD)
     cfg.dump(str(folder / 'config.py'))
-    torch.save(dict(state_dict=built(cfg).state_dict(), meta=dict(
+    torch.save(dict(state_dict=built(cfg, 3.).state_dict(), meta=dict(
         dataset_meta=dict(classes=['a', 'b,', 'c', 'd', 'e']))),
         folder / 'model.pth')
     return folder
@@ -819,7 +820,7 @@ def test_a_file_predicts_what_its_checkpoint_does(kind, limit, exported,
     names = ['a', 'b,', 'c', 'd', 'e']
     np.testing.assert_allclose(found[names], expected[names], atol=limit,
                                rtol=0)
-    assert expected[names].to_numpy().std(0).max() > 10 * limit
+    assert expected[names].to_numpy().std(0).max() > 5 * limit
     args = [file, exported / 'photos', '--out', tmp_path / 'c.csv']
     if kind == 'photos':  # which needs no config
         main('predict', *args)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..engine.building import model_config
 from ..export import About, open_onnx, read_metadata
-from ..export.preprocessing import statistics, takes_rgb
+from ..export.pipeline import statistics, takes_rgb
 from ..features.store import digest
 from .images import Images, Photos, Samples, test_loader
 from .scores import class_names, softmax, usual_of

@@ -15,7 +15,6 @@ from mmengine.dataset import Compose
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..arguments import check_arguments
 from ..datasets import bind_pipeline, source_of
 from ..datasets.class_folders import (
     files_below,
@@ -247,9 +246,14 @@ def test_loader(cfg: Config | None, batch_size: int | None = None,
         cfg: The config; None for batches of 16, read by two workers.
         batch_size: In place of that of the config.
         workers: Processes, likewise.
+
+    Raises:
+        ValueError: If one of them is out of its range.
     """
-    check_arguments('a prediction', count_or_none=dict(batch_size=batch_size),
-                    amount_or_none=dict(workers=workers))
+    for name, value, least in (('batch_size', batch_size, 1),
+                               ('workers', workers, 0)):
+        if value is not None and value < least:
+            raise ValueError(f'{name}={value} must be {least} or more.')
     loader = (dict(batch_size=16, num_workers=2) if cfg is None else
               dict(cfg.get('test_dataloader') or cfg.get('val_dataloader')))
     if batch_size is not None:
