@@ -56,9 +56,9 @@ def flags() -> argparse.ArgumentParser:
                        help='names of classes, or their numbers from 0 on')
     found.add_argument('--output-type', choices=OUTPUTS, default='prob',
                        help='scores are probabilities or logits')
-    found.add_argument('--batch-size', type=int, metavar='N',
+    found.add_argument('-b', '--batch-size', type=int, metavar='N',
                        help='that of the test by default')
-    found.add_argument('--workers', type=int, metavar='N', help='processes '
+    found.add_argument('-j', '--workers', type=int, metavar='N', help='processes '
                        'that read images; those of the test by default')
     engine_flag(found)
     found.add_argument('--amp', action='store_true',
