@@ -21,6 +21,7 @@ from PIL import Image
 from commands import main
 from errors import one_line
 from gap_plugin.engine.building import build_classifier
+from gap_plugin.features import engines
 from gap_plugin.prediction import (
     Classifier,
     Columns,
@@ -501,9 +502,38 @@ def test_what_was_made_otherwise_is_not_gone_on_with(tmp_path):
     assert len(scorer.seen) == 10
 
 
-def test_images_that_were_replaced_are_noticed(tmp_path):
+@pytest.mark.parametrize('engine', ['auto', 'torch'])
+def test_a_network_is_run_again_by_what_has_run_it(engine, tmp_path,
+                                                   monkeypatch):
+    """Although others may be faster by then."""
+    model, cfg = small(tmp_path)
+    images = find_images([pictures(tmp_path / 'images', count=7)])
+
+    class Stops(Classifier):
+        calls = 0
+
+        def __call__(self, batch):
+            self.calls += 1
+            if self.calls > 1:
+                raise KeyboardInterrupt
+            return super().__call__(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stops(model, cfg), images, tmp_path / 'a.csv', engine=engine)
+    # so that any number of images is enough for others
+    monkeypatch.setattr(engines, 'EXPORT_PAYS', 1e-9)
+    done = predict(Classifier(model, cfg), images, tmp_path / 'a.csv',
+                   engine=engine, resume=True)
+    assert done.rows == 7
+    assert done.engine == dict(
+        auto='torch channels_last', torch='torch')[engine]
+
+
+@pytest.mark.parametrize('where', ['below', 'here'])
+def test_images_that_were_replaced_are_noticed(where, tmp_path, monkeypatch):
     folder = pictures(tmp_path / 'images', count=10)
-    images = find_images([folder])
+    monkeypatch.chdir(folder)
+    images = find_images([folder if where == 'below' else '*.png'])
     half(tmp_path / 'a.csv', images)
     os.utime(folder / '3.png', (1, 1))
     with pytest.raises(ValueError, match='begun otherwise: images'):

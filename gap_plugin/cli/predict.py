@@ -58,8 +58,9 @@ def flags() -> argparse.ArgumentParser:
                        help='scores are probabilities or logits')
     found.add_argument('-b', '--batch-size', type=int, metavar='N',
                        help='that of the test by default')
-    found.add_argument('-j', '--workers', type=int, metavar='N', help='processes '
-                       'that read images; those of the test by default')
+    found.add_argument('-j', '--workers', type=int, metavar='N',
+                       help='processes that read images; those of the test '
+                       'by default')
     engine_flag(found)
     found.add_argument('--amp', action='store_true',
                        help='automatic mixed precision')

@@ -1,10 +1,9 @@
 """Which images: a folder, a pattern, a list; as the test pipeline has them."""
 
-import fnmatch
 import glob
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from ..datasets.class_folders import (
 )
 from ..datasets.lists import read_names
 from ..datasets.loading import unreadable
+from ..datasets.patterns import fixed_part, matching
 from ..messages import shorten
 
 #: How a file of bands that Pillow does not know may end.
@@ -100,13 +100,8 @@ def _images_of(source: str) -> tuple[str, list[str]]:
         raise FileNotFoundError(
             f'images {source!r} are not there: name a folder, an image, a '
             "list of images or a pattern, such as 'photos/**/*.jpg'.")
-    fixed = []
-    for part in _parts(source):
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    root = os.path.join(*fixed) if fixed else ''
-    return root, _images_among(_matching(source), root, source)
+    root = fixed_part(source)
+    return root, _images_among(matching(source), root, source)
 
 
 def _is_image(name: str) -> bool:
@@ -135,46 +130,6 @@ def _images_among(files: Iterable[str], root: str, source: str) -> list[str]:
 def _below(file: str, root: str) -> str:
     """The name of a file below a folder, the same on every system."""
     return os.path.relpath(file, root or os.curdir).replace(os.sep, '/')
-
-
-def _parts(path: str) -> list[str]:
-    """Parts of a path, the root of a drive among the first."""
-    drive, rest = os.path.splitdrive(path)
-    if os.altsep:
-        rest = rest.replace(os.altsep, os.sep)
-    first = drive + os.sep * rest.startswith(os.sep)
-    return [first] * bool(first) + [p for p in rest.split(os.sep) if p]
-
-
-def _matching(pattern: str) -> Iterator[str]:
-    """Files of a pattern, in order, each once, without what is hidden.
-
-    Ours and not that of :mod:`glob` where folders are searched to any depth:
-    a link to a folder above would lead that one round and round.
-    """
-    parts = _parts(pattern)
-    deep = parts.index('**') if '**' in parts else len(parts)
-    seen: set[str] = set()
-    starts = (sorted(glob.glob(os.path.join(*parts[:deep]))) if deep
-              else [os.curdir])
-    for start in starts:
-        for file in files_below(start) if os.path.isdir(start) else [start]:
-            rest = _below(file, start).split('/') if file != start else []
-            real = os.path.realpath(file)
-            if real not in seen and _fits(rest, parts[deep:]):
-                seen.add(real)
-                yield file
-
-
-def _fits(parts: list[str], pattern: list[str]) -> bool:
-    """Whether the parts of a path are those of a pattern."""
-    if not pattern:
-        return not parts
-    if pattern[0] == '**':
-        return len(pattern) == 1 or any(_fits(parts[i:], pattern[1:])
-                                        for i in range(len(parts)))
-    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _fits(
-        parts[1:], pattern[1:])
 
 
 class Samples(Dataset):

@@ -12,8 +12,8 @@ import torch
 
 from ..features.batches import batches, collate_of
 from ..features.fingerprint import hash_of
-from ..features.images import BadImages, Rows, described
-from ..files import remove_whole
+from ..features.images import BadImages, Rows, state_of
+from ..files import of_each, remove_whole
 from ..host import versions
 from ..locks import alone
 from ..messages import SHOWN, refuse_undecodable
@@ -207,9 +207,7 @@ def _parts(table: RowsOnDisk, bad: dict[int, str], images: Images,
 
 def _identity(images: Images) -> str:
     """What stands for images: their names, sizes and times of change."""
-    _, states = described(list(images), [
-        i for i, path in enumerate(images) if '://' not in path])
-    return hash_of([states, images.names])
+    return hash_of([images.names, of_each(state_of, list(images))])
 
 
 def _told(bad: dict[int, str], images: Images) -> str:

@@ -1,6 +1,7 @@
 """From images to scores of classes: what a classifier says of them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from mmpretrain.models.classifiers import BaseClassifier
 from mmpretrain.registry import DATASETS
 from torch import nn
 
+from ..engine.device import autocast
 from ..features.engines import fastest
 from ..features.fingerprint import hash_of, weights_of
 from .images import Images, Samples, test_dataset, test_loader
@@ -65,6 +67,7 @@ class Classifier:
         self.number = 0
         self._run: Callable | None = None
         self._activation: Callable | None = None
+        self._precision: AbstractContextManager = nullcontext()
 
     def loader(self, batch_size: int | None, workers: int | None) -> dict:
         """The config of the dataloader: that of the test, with changes."""
@@ -129,9 +132,11 @@ class Classifier:
                 self._run = fastest(module, images, engine=engine, amp=amp,
                                     count=count)
                 return self._run.name
-        if logits:
-            raise ValueError(f'the scores of {head} do not follow from '
-                             "logits: use output_type='prob'.")
+        if logits or engine not in ('auto', 'torch'):
+            raise ValueError(
+                f'the scores of {head} do not follow from logits: use '
+                "output_type='prob' and engine='torch'.")
+        self._precision = autocast(images.device, amp)
         return 'torch'
 
     @torch.no_grad()
@@ -147,8 +152,10 @@ class Classifier:
         """
         images = self._images(batch)
         if self._activation is None:
+            with self._precision:
+                samples = self.model.predict(images)
             return None, torch.stack([
-                sample.pred_score for sample in self.model.predict(images)])
+                sample.pred_score.float() for sample in samples])
         logits = torch.as_tensor(self._run(images)).float()
         return logits, self._activation(logits)
 
