@@ -172,7 +172,7 @@ class Extraction:
         blocks = [int(b) for b in writer.missing() if b % world == rank]
         barrier()  # the flags are read by all before one is set
         bad: dict[int, str] = {}
-        engines: set[str] = set()
+        engines = writer.engines()
         found_in = batches(rows, loader, blocks,
                            next(self._part.parameters()).is_cuda, collate)
         with (bar(sum(map(writer.rows_in, blocks)), name,
@@ -184,8 +184,16 @@ class Extraction:
                 if batch is not None:
                     images = self._part.images(batch)
                     engine = self._running(images, len(names))
-                    if not engines:
-                        engines = writer.made_with(engine.name, rank == 0)
+                    if engine.name not in engines:
+                        if engines:
+                            warnings.warn(
+                                f'{str(folder)!r} goes on with another '
+                                f'engine: {engine.name} after '
+                                f'{", ".join(sorted(engines))}.',
+                                stacklevel=4)
+                        engines.add(engine.name)
+                        if rank == 0:
+                            writer.note_engines(engines)
                     later(_write, writer, index, engine(images), reasons)
                 elif not self._skip_bad:  # hardly any other one is better
                     refuse(bad)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import warnings
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -105,23 +104,14 @@ class StoreWriter:
                 f'{error.strerror}; free space or choose another folder'
             ) from None
 
-    def made_with(self, engine: str, write: bool) -> set[str]:
-        """Engines that have made rows, one that begins to among them.
+    def engines(self) -> set[str]:
+        """Names of what has made the rows so far."""
+        return set(read_json(self.partial / 'plan.json').get('engines', ()))
 
-        Args:
-            engine: Its name.
-            write: Whether it is noted for runs that go on.
-        """
+    def note_engines(self, names: Collection[str]) -> None:
+        """Keep names of what makes rows, for runs that go on."""
         path = self.partial / 'plan.json'
-        plan = read_json(path)
-        known = set(plan.get('engines', ()))
-        if known and engine not in known:
-            warnings.warn(
-                f'{str(self.partial)!r} goes on with another engine: {engine} '
-                f'after {", ".join(sorted(known))}.', stacklevel=4)
-        if write and engine not in known:
-            write_json(path, dict(plan, engines=sorted({*known, engine})))
-        return {*known, engine}
+        write_json(path, dict(read_json(path), engines=sorted(names)))
 
     def rows_in(self, index: int) -> int:
         """Rows of one block."""
