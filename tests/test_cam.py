@@ -351,6 +351,18 @@ def test_arrays_and_what_cannot_be_placed_are_drawn(model):
     as_array(sheet([found, found]))
 
 
+def test_what_the_preprocessor_pads_is_part_of_the_input(photo):
+    padded, _ = digits({'model.backbone.img_size': 96})
+    pipeline = bound(padded.eval(), FILE, FOLLOW)
+    plain = Explainer(padded, pipeline)(dict(img_path=photo))
+    padded.data_preprocessor.pad_size_divisor = 64
+    found = Explainer(padded, pipeline)(dict(img_path=photo))
+    assert found.location.size == (128, 128) and found.maps.shape[1:] == (4, 4)
+    # on the right and at the bottom
+    assert found.location.box[:2] == pytest.approx(plain.location.box[:2])
+    assert found.location.box[2] > plain.location.box[2]
+
+
 def test_tokens_and_factors_are_said(model, photo):
     tokens, _ = digits({'model.backbone.model_name': 'test_vit',
                         'model.backbone.img_size': 96})

@@ -46,7 +46,7 @@ class Location:
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the input in the image."""
         corners = self.corners()
-        return (*corners.min(0), *corners.max(0))
+        return (*corners.min(0).tolist(), *corners.max(0).tolist())
 
 
 def locate(transform: Callable[[np.ndarray], np.ndarray],
