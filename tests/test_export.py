@@ -406,7 +406,7 @@ def sabotaged(monkeypatch, what):
     """Make something go wrong on the way into the file."""
     if what == 'pixels':
         monkeypatch.setitem(photo_graph._RESIZE, 'bicubic', dict(
-            mode='nearest', nearest_mode='floor'))
+            mode='cubic', cubic_coeff_a=-1.5, antialias=1))
     elif what == 'crop':
         monkeypatch.setattr(PhotoGraph, '_crop', lambda self, step, x: (
             self._op('Slice', x, self._integers(1, 1), self._integers(

@@ -1,12 +1,11 @@
 """Files that run without this package: ONNX, torch's own program.
 
 In the order in which they build on each other: :mod:`.onnx` (a module as a
-file, and back), :mod:`.pipeline` (a test pipeline), :mod:`.photo_graph`
-(as a graph),
-:mod:`.checking` (whether a file gives what the model gives),
-:mod:`.about` (what it says of the model),
-:mod:`.scores` (a model as a function of images),
-:mod:`.classifier` (as a file that takes photos), :mod:`.torch_program`.
+file, and back), :mod:`.pipeline` (what of a test pipeline can be in it),
+:mod:`.photo_graph` (that pipeline as a graph), :mod:`.checking` (whether a
+file gives what the model gives), :mod:`.about` (what it says of the model),
+:mod:`.scores` (a model as a function of images), :mod:`.classifier` (a model
+as a file that takes photos), :mod:`.torch_program` (as a program of torch).
 """
 
 from .about import About
