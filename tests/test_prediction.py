@@ -435,7 +435,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_table(tmp_path):
 
     (tmp_path / 'count').mkdir()
     _, count = fork(lambda: work(tmp_path / 'count'), r'a\.csv')
-    for moment in moments(count, max(KILLS, 9)):
+    for moment in sorted({*moments(count, max(KILLS, 5)),
+                          *range(count - 6, count + 1)}):
         place = tmp_path / str(moment)
         place.mkdir()
         status, _ = fork(lambda at=place: work(at), r'a\.csv', moment)
@@ -470,6 +471,19 @@ def test_what_is_done_is_not_done_again(tmp_path):
     done = run(out, scorer=scorer, resume=True)
     assert scorer.seen == ['8.png', '9.png']
     assert done.rows == 10
+    run(tmp_path / 'b.csv')
+    assert out.read_bytes() == (tmp_path / 'b.csv').read_bytes()
+
+
+def test_half_a_batch_is_made_again(tmp_path):
+    out, scorer = tmp_path / 'a.csv', Stub()
+    half(out)
+    written = tmp_path / 'a.csv.partial' / 'rows'
+    size = written.stat().st_size // 8
+    with open(written, 'r+b') as file:
+        file.truncate(6 * size + 3)
+    run(out, scorer=scorer, resume=True)
+    assert scorer.seen == [f'{i}.png' for i in range(4, 10)]
     run(tmp_path / 'b.csv')
     assert out.read_bytes() == (tmp_path / 'b.csv').read_bytes()
 
