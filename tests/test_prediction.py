@@ -740,9 +740,10 @@ def command(folder, *args, ok=True, **kwargs):
                 folder / 'photos', *args, ok=ok, **kwargs)
 
 
-def test_the_command_writes_a_table(trained, tmp_path, capfd):
+def test_the_command_writes_a_table(trained, tmp_path):
     out = tmp_path / 'a.csv'
-    told = command(trained, '--out', out, '--topk', 2, '--engine', 'torch')
+    told = command(trained, '--out', out, '--topk', 2, '--engine', 'torch',
+                   '-j', 2)
     assert told.splitlines()[-1] == str(out)
     assert 'images   14 in ' in told
     assert 'rows     14' in told
@@ -760,6 +761,18 @@ def test_the_command_writes_a_table(trained, tmp_path, capfd):
         ['a', 'b,', 'c', 'd', 'e'][i] for i in scores.argmax(1)]
     told = command(trained, '--out', out, ok=False)
     assert 'error: --out' in told and '--force' in told
+
+
+def test_weights_and_pipeline_are_what_is_gone_on_with(tmp_path):
+    model, cfg = small(tmp_path)
+    first = Classifier(model, cfg).identity()
+    assert Classifier(model, cfg).identity() == first
+    other = cfg.copy()
+    other.test_dataloader.dataset.pipeline[1].scale = 40
+    assert Classifier(model, other).identity() != first
+    with torch.no_grad():
+        model.head.fc.bias[0] += 1
+    assert Classifier(model, cfg).identity() != first
 
 
 def test_images_that_cannot_be_read_are_named(trained, tmp_path):
