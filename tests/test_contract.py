@@ -112,6 +112,10 @@ FLAGS = {
         '--seed --out --force'),
     'cam.py': '--out --classes --topk --max-images --up-to-factor --force '
               '--cfg-options',
+    'predict.py': (
+        '--out --topk --threshold --all --label-type --output-type '
+        '--batch-size --workers --engine --amp --cam --resume --force '
+        '--cfg-options'),
     'backbones.py': '--pretrained --max-params --min-size --json',
 }
 

@@ -12,6 +12,8 @@ from ..features.store import differing, read_json, write_json
 from ..files import put_in_place, remove_whole, written_whole
 
 _PLAN, _ROWS, _BAD = 'plan.json', 'rows', 'skipped'
+#: Bytes of rows that are read at a time.
+PART = 1 << 24
 #: The table, and what the rows are called once it is written.
 _TABLE, _WRITTEN = 'table', 'written'
 
@@ -116,7 +118,7 @@ class RowsOnDisk:
         Yields:
             Number of the first one, and the rows.
         """
-        count = min(1 << 16, max(1, (1 << 24) // self.kind.itemsize))
+        count = min(1 << 16, max(1, PART // self.kind.itemsize))
         for start in range(0, self.done, count):
             yield start, np.fromfile(
                 self._path(), self.kind,
