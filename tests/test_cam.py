@@ -129,6 +129,7 @@ def test_what_is_turned_is_found_turned(steps, matrix):
     lambda image: np.where(np.arange(64)[:, None] < 32, image,
                            image[:, ::-1]),
     lambda image: np.roll(image, 20, 0),
+    lambda image: image[:1, :1].repeat(9, 0).repeat(9, 1),
     lambda image: np.zeros_like(image)])
 def test_what_is_no_affine_map_is_refused(bend):
     with pytest.raises(ValueError, match='cannot be told') as info:
@@ -310,8 +311,9 @@ def test_classes_can_be_chosen_by_name(model, photo):
     with pytest.raises(ValueError, match='no names'):
         numbers_of(['two'], None)
     assert numbers_of(['3'], None) == [3]
-    for wrong in (dict(names=names[:3]), dict(topk=11), dict(topk=0)):
-        with pytest.raises(ValueError, match=r'10'):
+    for wrong in (dict(names=names[:3]), dict(topk=11), dict(topk=0),
+                  dict(classes=[3, 10])):
+        with pytest.raises(ValueError, match='10'):
             Explainer(model, None, **wrong)
 
 
