@@ -878,6 +878,10 @@ def test_a_file_predicts_what_its_checkpoint_does(kind, limit, exported,
     np.testing.assert_allclose(found[names], expected[names], atol=limit,
                                rtol=0)
     assert expected[names].to_numpy().std(0).max() > 5 * limit
+    looked_for = cfg.copy()  # and not looked for, to read a file
+    looked_for.model.backbone.update(pretrained=True, checkpoint_path='none')
+    ExportedClassifier(file, looked_for)
+    assert looked_for.model.backbone.checkpoint_path == 'none'
     args = [file, exported / 'photos', '--out', tmp_path / 'c.csv']
     if kind == 'photos':  # which needs no config
         main('predict', *args)
