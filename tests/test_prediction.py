@@ -476,15 +476,18 @@ def test_what_is_done_is_not_done_again(tmp_path):
 
 
 def test_half_a_batch_is_made_again(tmp_path):
-    out, scorer = tmp_path / 'a.csv', Stub()
-    half(out)
+    out, scorer, images = tmp_path / 'a.csv', Stub(), names(10, (1, 6))
+    half(out, images, stop=1)
     written = tmp_path / 'a.csv.partial' / 'rows'
     size = written.stat().st_size // 8
     with open(written, 'r+b') as file:
         file.truncate(6 * size + 3)
-    run(out, scorer=scorer, resume=True)
-    assert scorer.seen == [f'{i}.png' for i in range(4, 10)]
-    run(tmp_path / 'b.csv')
+    with open(written.with_name('skipped'), 'ab') as file:
+        file.write(b'[5, "tor')
+    done = run(out, images, scorer=scorer, resume=True)
+    assert scorer.seen == [f'{i}.png' for i in (4, 5, 7, 8, 9)]
+    assert done.skipped == {'bad1.png': 'no image', 'bad6.png': 'no image'}
+    run(tmp_path / 'b.csv', images)
     assert out.read_bytes() == (tmp_path / 'b.csv').read_bytes()
 
 
