@@ -66,13 +66,17 @@ _export = ['onnx', 'onnxscript', 'onnxruntime']
 # k-NN, few-shot, and the plot of a ranking
 _probe = ['scikit-learn', 'matplotlib', 'textalloc']
 
+# Parquet files of predictions
+_predict = ['pyarrow']
+
 EXTRAS = {
     **{host: [bounded(name) for name in names]
        for host, names in HOSTS.items()},
     'demo': _demo,
     'export': _export,
+    'predict': _predict,
     'probe': _probe,
-    'test': _demo + _export + _probe + [
+    'test': _demo + _export + _predict + _probe + [
         'pytest>=8',
         'pytest-xdist',
         'scikit-image',

@@ -47,6 +47,7 @@ REGISTERED = {
     'TimmTrainTransform': TRANSFORMS, 'TimmTestTransform': TRANSFORMS,
     'LoadTimmImage': TRANSFORMS, 'CenterPad': TRANSFORMS, 'Digits': DATASETS,
     'AtomicCheckpointHook': HOOKS, 'BindPipelineHook': HOOKS,
+    'ClassActivationHook': HOOKS,
     'Bfloat16OptimWrapper': OPTIM_WRAPPERS,
     'timm_auto_wrap_policy': FUNCTIONS,
 }
@@ -74,6 +75,8 @@ ARGUMENTS = {
         in_channels=None, bits=None, upright=True, backend_args=None),
     'CenterPad': dict(size=inspect.Parameter.empty, pad_val=0),
     'Digits': dict(split='train'),
+    'ClassActivationHook': dict(
+        interval=50, classes=None, topk=1, up_to_factor=False),
     'timm_auto_wrap_policy': dict(min_num_params=100_000),
 }
 
@@ -85,6 +88,7 @@ FUNCTIONS_OF_THE_PACKAGE = {
         'model_name img_size in_channels interpolation scale ratio hflip '
         'color_jitter auto_augment random_erasing'),
     'allow_classes': 'names',
+    'class_activation_map': 'model inputs classes up_to_factor',
 }
 
 SHARED = ('--work-dir --amp --no-pin-memory --cfg-options --launcher '
@@ -108,6 +112,12 @@ FLAGS = {
         '--data-root --dataset --train-list --val-list --classes --val-share '
         '--recipe --checkpoint --img-size --epochs --batch-size --workers '
         '--seed --out --force'),
+    'cam.py': '--out --classes --topk --max-images --up-to-factor --force '
+              '--cfg-options',
+    'predict.py': (
+        '--out --topk --threshold --all --label-type --output-type '
+        '--batch-size --workers --engine --amp --cam --resume --force '
+        '--cfg-options'),
     'backbones.py': '--pretrained --max-params --min-size --json',
 }
 

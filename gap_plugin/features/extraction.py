@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, barrier, get_dist_info
-from mmengine.registry import FUNCTIONS
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..progress import bar
+from .batches import batches, collate_of
 from .engines import ENGINES, Engine, fastest, is_of
 from .fingerprint import Fingerprint, weights_of
 from .fixed_part import FixedPart
 from .images import (
-    Bad,
     BadImages,
     Rows,
     build_dataset,
@@ -160,8 +158,8 @@ class Extraction:
         first = rows.first(len(names) if self._skip_bad else block)
         if first is None:
             refuse(rows.bad())
-        collate = partial(_good, collate=_collate(loader))
-        width = self._part.width_of(self._part.images(collate([first])[0]))
+        collate = partial(_unlabelled, collate_of(loader))
+        width = self._part.width_of(self._part.images(collate([first])))
         writer = StoreWriter(folder, len(names), width, self._dtype, block)
         rank, world = get_dist_info()
         if rank == 0:
@@ -172,18 +170,11 @@ class Extraction:
         engines = writer.engines()
         barrier()  # both are read by all before one is changed
         bad: dict[int, str] = {}
-        batches = DataLoader(
-            rows, collate_fn=collate, num_workers=loader.get('num_workers', 0),
-            # of no use elsewhere, and MPS warns of it
-            pin_memory=(loader.get('pin_memory', False)
-                        and next(self._part.parameters()).is_cuda),
-            # whole blocks, in order, so that a row's batch mates are always
-            # the same, and its features with them
-            batch_sampler=[range(b * block, b * block + writer.rows_in(b))
-                           for b in blocks])
+        found_in = batches(rows, loader, blocks,
+                           next(self._part.parameters()).is_cuda, collate)
         with (bar(sum(map(writer.rows_in, blocks)), name,
                   shown=rank == 0) as advance, _in_a_thread() as later):
-            for index, (batch, reasons) in zip(blocks, batches, strict=True):
+            for index, (batch, reasons) in zip(blocks, found_in, strict=True):
                 found = {index * block + i: reason
                          for i, reason in enumerate(reasons) if reason}
                 bad |= found
@@ -255,17 +246,6 @@ def _in_a_thread() -> Iterator[Callable[..., None]]:
             future.result()
 
 
-def _collate(loader: dict) -> Any:
-    given = dict(loader.get('collate_fn') or dict(type='default_collate'))
-    kind = given.pop('type')
-    return partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind,
-                   **given)
-
-
-def _good(samples: list, collate: Callable
-          ) -> tuple[dict | None, list[str | None]]:
-    """The batch of what could be read, and why not the others."""
-    reasons = [s.reason if isinstance(s, Bad) else None for s in samples]
-    good = [s for s in samples if not isinstance(s, Bad)]
-    # labels stay here: the store has them
-    return dict(collate(good), data_samples=None) if good else None, reasons
+def _unlabelled(collate: Callable, samples: list) -> dict:
+    """A batch; labels stay here, for the store has them."""
+    return dict(collate(samples), data_samples=None)

@@ -50,16 +50,16 @@ class Fingerprint:
         source = getattr(part.backbone, 'data_source', None)
         self._fields = dict(
             weights=weights,
-            backbone=_hash(cfg.model.get('backbone')),
+            backbone=hash_of(cfg.model.get('backbone')),
             neck=part.necks,
-            preprocessor=_hash([model_config(cfg).get('data_preprocessor'), {
+            preprocessor=hash_of([model_config(cfg).get('data_preprocessor'), {
                 name: value.tolist() for name, value in
                 part.data_preprocessor.named_buffers()}]),
             # the transforms of ours follow the network's description
-            pipeline=_hash([loader['dataset'], source]),
+            pipeline=hash_of([loader['dataset'], source]),
             # what these say of features, and not of the place of files
-            network=_hash(_without(cfg.model.get('backbone'), _ORIGIN)),
-            transforms=_hash([_without(loader['dataset'], _NAMES + (
+            network=hash_of(_without(cfg.model.get('backbone'), _ORIGIN)),
+            transforms=hash_of([_without(loader['dataset'], _NAMES + (
                 _PLACE if root else ())), source]),
             root=root, batch_size=loader['batch_size'],
             versions=dict(versions(), gap_plugin=__version__), **others)
@@ -76,8 +76,8 @@ class Fingerprint:
                  labels[np.array(chosen, int)].tolist())
         return dict(
             self._fields, rows=len(chosen),
-            data=_hash([[self.samples.names[i] for i in chosen], known]),
-            images=_hash([[self.images[i] for i in chosen], known]),
+            data=hash_of([[self.samples.names[i] for i in chosen], known]),
+            images=hash_of([[self.images[i] for i in chosen], known]),
             **others)
 
 
@@ -101,6 +101,7 @@ def _without(config: Any, keys: Collection[str]) -> Any:
     return config
 
 
-def _hash(value: Any) -> str:
+def hash_of(value: Any) -> str:
+    """What stands for a value that JSON has, or that can be printed."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

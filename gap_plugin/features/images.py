@@ -180,7 +180,7 @@ def described(names: list[str], files: list[int]) -> tuple[str, list]:
     if len(files) < len(names) or not root:
         return '', [[name, None] for name in names]
     return root, [[name_below(root, name), state] for name, state in zip(
-        names, of_each(_state, names), strict=True)]
+        names, of_each(state_of, names), strict=True)]
 
 
 def name_below(root: str, name: str) -> str:
@@ -188,7 +188,8 @@ def name_below(root: str, name: str) -> str:
     return name[len(root):].lstrip('/\\').replace(os.sep, '/')
 
 
-def _state(path: str) -> list[int]:
+def state_of(path: str) -> list[int]:
+    """Size and time of change of a file: whether it is the same one."""
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns]
 
