@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from timm.layers import SelectAdaptivePool2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..messages import shorten
 from ..models import TimmFeatureBackbone
@@ -24,8 +26,8 @@ from ..timm_network import (
 #: Largest difference of logits, as a share of the largest one.
 TOLERANCE = 1e-5
 
-#: What may have to be set for a mean over the positions, with no norm behind
-#: it that our map has not had.
+#: What may have to be set so that a classifier gets the mean over the
+#: positions, with no norm that our map has not had.
 _OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     dict(global_pool='avg'),
@@ -34,11 +36,12 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
     dict(use_fc_norm=False, use_post_transformer_norm=False),
 )
 
-#: What candidates of the wrong settings may raise.
+#: What a network of the wrong settings may raise, built or run.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, IndexError,
-            KeyError, RuntimeError, TypeError, ValueError)
+            KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+#: What of a head changes nothing, or is the mean.
+_PASSING = (nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool2d)
 
 
 @dataclass
@@ -51,14 +54,14 @@ class WholeNetwork:
         options: What was set for it, beside the backbone's ``timm_kwargs``.
         heads: Names of the layers that get the classifier's weights.
         others: Names of those that get zeros.
-        share: Of their outputs in the logits.
+        share: Of the outputs of ``heads`` in the logits.
     """
 
     network: nn.Module
     spec: NetworkSpec
     options: dict[str, Any]
     heads: tuple[str, ...]
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...]
     share: float = 1.
 
     @torch.no_grad()
@@ -69,34 +72,33 @@ class WholeNetwork:
             weight: ``(K, C)``, float64.
             bias: ``(K, )``, float64.
         """
-        for name in self.heads:
+        for name in (*self.heads, *self.others):
             layer = self.network.get_submodule(name)
-            layer.weight.copy_((weight / self.share).view_as(layer.weight))
-            layer.bias.copy_(bias / self.share)
-        for name in self.others:
-            layer = self.network.get_submodule(name)
-            layer.weight.zero_()
-            layer.bias.zero_()
+            if name in self.heads:
+                layer.weight.copy_((weight / self.share).view_as(layer.weight))
+                layer.bias.copy_(bias / self.share)
+            else:
+                layer.weight.zero_()
+                layer.bias.zero_()
 
     @property
     def how(self) -> str:
-        """In words, what was set for it."""
+        """What was set for it, in words; empty for nothing."""
         told = [f'{key}={value!r}' for key, value in self.options.items()]
         if self.others:
-            told.append(f'{", ".join(self.others)} zero')
+            told.append(f'{", ".join(self.heads)} alone')
         elif len(self.heads) > 1:
-            told.append(f'{", ".join(self.heads)} equal')
-        return '; '.join(told)
+            told.append(f'{" and ".join(self.heads)} equal')
+        return ', '.join(told)
 
 
-@torch.no_grad()
 def whole_network(backbone: TimmFeatureBackbone, num_classes: int,
                   images: torch.Tensor) -> WholeNetwork:
     """Find the network whose logits are affine in our pooled features.
 
-    A random affine map of the features of some images is asked for, and what
-    our weights leave open is filled with random numbers: what gives it is
-    right for every classifier.
+    It has to give a random affine map of the features of some images, with
+    random numbers where our weights leave anything open: then it is right
+    for every classifier.
 
     Args:
         backbone: On the CPU, in eval mode.
@@ -107,63 +109,91 @@ def whole_network(backbone: TimmFeatureBackbone, num_classes: int,
     Raises:
         ValueError: If there is none; with the layers that are in the way.
     """
-    features = backbone(images)[-1]
-    if features.ndim == 4:
-        features = features.mean((2, 3))
-    chance = torch.Generator().manual_seed(0)
-    weight, bias = (torch.randn(*shape, generator=chance) for shape in (
-        (num_classes, features.shape[1]), (num_classes, )))
-    weight = weight / features.shape[1]**.5
-    expected = features @ weight.T + bias
-    for found in _candidates(backbone, num_classes, features.shape[1]):
-        try:
-            with _Filled(found.network, backbone, chance):
-                found.share = _share(found, images)
-                found.classify(weight.double(), bias.double())
-                off = difference(found.network(images), expected)
-        except _MISFITS:
-            continue
-        if off <= TOLERANCE:
-            return found
-    raise ValueError(_refusal(backbone, num_classes, images))
+    found = _search(backbone, num_classes, images)
+    if found is None:
+        raise ValueError(_refusal(backbone, num_classes, images))
+    return found
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference, as a share of the largest absolute value.
 
-    NaN where there is one, which is not below any limit.
+    It is infinite where the shapes differ, and may be NaN.
     """
     if found.shape != expected.shape:
-        return float('nan')
+        return float('inf')
     off = float((found - expected).abs().max())
     return off / float(expected.abs().max()) if off else off
 
 
-def _candidates(backbone: TimmFeatureBackbone, num_classes: int,
-                width: int) -> Iterator[WholeNetwork]:
-    """Networks that our weights fit, with each way of using their heads."""
+@torch.no_grad()
+def _search(backbone: TimmFeatureBackbone, num_classes: int,
+            images: torch.Tensor) -> WholeNetwork | None:
+    features = backbone(images)[-1]
+    if features.ndim == 4:
+        features = features.mean((2, 3))
+    chance = torch.Generator().manual_seed(0)
+    width = features.shape[1]
+    weight = torch.randn(num_classes, width, generator=chance) / width**.5
+    bias = torch.randn(num_classes, generator=chance)
+    expected = features @ weight.T + bias
+    for found, open_ in _candidates(backbone, num_classes, width):
+        kept = [value.clone() for value in open_]
+        for value in open_:
+            value.normal_(generator=chance)
+        try:
+            found.classify(torch.zeros(weight.shape).double(),
+                           torch.ones(num_classes).double())
+            found.share = float(found.network(images[:1])[0, 0])
+            found.classify(weight.double(), bias.double())
+            off = difference(found.network(images), expected)
+        except _MISFITS:
+            continue
+        for value, before in zip(open_, kept, strict=True):
+            value.copy_(before)
+        if off <= TOLERANCE:
+            return found
+    return None
+
+
+def _candidates(
+        backbone: TimmFeatureBackbone, num_classes: int, width: int
+) -> Iterator[tuple[WholeNetwork, list[torch.Tensor]]]:
+    """Networks that our weights fit, with each way of using their heads.
+
+    Yields:
+        The network, and its parameters that are neither ours nor a head's.
+    """
     weights = backbone.timm_model.state_dict()
     for options in _OPTIONS:
         spec = _spec(backbone, num_classes, options)
         try:
-            shapes, heads = _look(spec)
-            if not heads or not fits(weights, shapes, heads):
+            heads, lost = _look(spec, weights)
+            if lost:
                 continue
             network = create_network(spec)[0].eval()
         except _MISFITS:
             continue
         network.load_state_dict(
             {name: value for name, value in weights.items()
-             if name.rpartition('.')[0] not in heads}, strict=False)
-        _neutral(network, weights)
+             if _owner(name) not in heads}, strict=False)
+        neutral = _make_neutral(network, weights)
+        open_ = [value for name, value in network.named_parameters()
+                 if name not in weights
+                 and _owner(name) not in (*heads, *neutral)]
         wide = [name for name in heads if network.get_submodule(
             name).weight[0].numel() == width]
         chosen = [(name, ) for name in reversed(wide)]
-        if len(heads) > 1 and len(wide) == len(heads):
+        if len(wide) == len(heads) > 1:
             chosen.insert(0, tuple(heads))
         for each in chosen:
-            yield WholeNetwork(network, spec, options, each, tuple(
-                name for name in heads if name not in each))
+            yield WholeNetwork(
+                network, spec, options, each,
+                tuple(name for name in heads if name not in each)), open_
+
+
+def _owner(name: str) -> str:
+    return name.rpartition('.')[0]
 
 
 def _spec(backbone: TimmFeatureBackbone, num_classes: int,
@@ -173,41 +203,108 @@ def _spec(backbone: TimmFeatureBackbone, num_classes: int,
                    timm_kwargs={**spec.timm_kwargs, **options})
 
 
-def _look(spec: NetworkSpec) -> tuple[dict[str, torch.Size], list[str]]:
-    """Shapes of all that a network holds; which layers are its heads.
+def _look(spec: NetworkSpec, weights: dict[str, torch.Tensor]
+          ) -> tuple[list[str], list[str]]:
+    """The heads of a network, and names of weights that it does not have.
 
-    These are the layers that another number of classes changes.
+    Heads are the layers that another number of classes changes.
     """
     shapes, others = ({name: value.shape for name, value in create_bare(
         replace(spec, num_classes=spec.num_classes + more)
     ).state_dict().items()} for more in (0, 1))
-    return shapes, list(dict.fromkeys(
-        name.rpartition('.')[0] for name, shape in shapes.items()
-        if others.get(name) != shape))
+    heads = list(dict.fromkeys(_owner(name) for name in shapes
+                               if shapes[name] != others.get(name)))
+    return heads, [name for name, value in weights.items()
+                   if _owner(name) not in heads
+                   and shapes.get(name) != value.shape]
 
 
-def misfits(weights: dict[str, torch.Tensor], shapes: dict[str, torch.Size],
-            heads: list[str]) -> list[str]:
-    """Names of weights of ours that a network has no place for."""
-    return [name for name, value in weights.items()
-            if name.rpartition('.')[0] not in heads
-            and shapes.get(name) != value.shape]
-
-
-def _neutral(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def _make_neutral(network: nn.Module,
+                  weights: dict[str, torch.Tensor]) -> list[str]:
     """Let batch norms that are none of ours hand on what they are given."""
+    found = []
     for name, layer in network.named_modules():
-        if isinstance(layer, _BATCH_NORMS) and layer.affine and (
+        if isinstance(layer, _BatchNorm) and (
                 f'{name}.running_var' not in weights):
             layer.running_var.fill_(1 - layer.eps)
+            found.append(name)
+    return found
 
 
-def _share(found: WholeNetwork, images: torch.Tensor) -> float:
-    """What a head's output counts for in the logits."""
-    zero, one = (torch.full((width, ), float(value), dtype=torch.float64)
-                 for value, width in ((0, 1), (1, found.spec.num_classes)))
-    found.share = 1.
-    for name in found.heads:
-        zero = torch.zeros_like(found.network.get_submodule(name).weight)
-    found.classify(zero.double(), one)
-    return float(found.network(images)[0, 0])
+def _refusal(backbone: TimmFeatureBackbone, num_classes: int,
+             images: torch.Tensor) -> str:
+    """Why there is no such network, and what to do."""
+    name = backbone.model_name
+    spec = _spec(backbone, num_classes, {})
+    heads, lost = _look(spec, backbone.timm_model.state_dict())
+    if lost:
+        return (
+            f'{name!r} as timm builds it has no place for {shorten(lost)}: '
+            'the network has been changed (deploy=True and fuse_conv_bn '
+            'merge layers); take the checkpoint from before.')
+    network = create_network(spec)[0].eval()
+    between = _between(network, heads, images)
+    acts = [getattr(each, 'final_act', None)
+            for each in (network, backbone.timm_model)]
+    if type(acts[0]) is not type(acts[1]):  # final_conv stands ahead of it
+        between = ['final_act', *between]
+    told = (f'timm has {", ".join(between)} between the map and the '
+            'classifier' if between else
+            'timm classifies something else than the mean of the map')
+    return f'{name!r} cannot go back to timm with this head: {told}' + (
+        _advice(backbone, spec, images))
+
+
+def _advice(backbone: TimmFeatureBackbone, spec: NetworkSpec,
+            images: torch.Tensor) -> str:
+    """Which models of the network can: it is tried."""
+    chance = torch.Generator().manual_seed(0)
+    for out_feature in ('forward_features', 'pre_logits'):
+        try:
+            other = TimmFeatureBackbone(
+                spec.model_name, in_channels=spec.in_channels,
+                img_size=spec.img_size, out_feature=out_feature,
+                timm_kwargs=backbone.stored.spec.timm_kwargs).eval()
+            for value in other.parameters():
+                if value.ndim == 1:  # norms that do something, as trained
+                    value.data.normal_(generator=chance)
+            found = _search(other, spec.num_classes, images)
+        except _MISFITS:
+            continue
+        if found is not None:
+            return (f'; one that is trained with out_feature={out_feature!r} '
+                    'of the backbone can.')
+    return '; use the checkpoint with this package.'
+
+
+@torch.no_grad()
+def _between(network: nn.Module, heads: list[str],
+             images: torch.Tensor) -> list[str]:
+    """What timm's ``forward_head`` runs, but for means and classifiers."""
+    called: list[str] = []
+    for name, layer in network.named_modules():
+        layer.register_forward_pre_hook(
+            lambda *_, name=name: called.append(name))
+    try:
+        features = network.forward_features(images)
+        called.clear()
+        network.forward_head(features)
+    except _MISFITS:
+        called.clear()
+    found: list[str] = []
+    for name in called:
+        parts = name.split('.')
+        tops = ['.'.join(parts[:end + 1]) for end in range(len(parts))]
+        # the largest part that has no classifier in it
+        top = next((top for top in tops if not any(
+            f'{head}.'.startswith(f'{top}.') for head in heads)), None)
+        if top is None or top in found:
+            continue
+        part = network.get_submodule(top)
+        if isinstance(part, _PASSING) or (
+                isinstance(part, SelectAdaptivePool2d)
+                and 'avg' == getattr(part, 'pool_type', 'avg').removeprefix(
+                    'fast')):
+            continue
+        found.append(top)
+    return found

@@ -15,6 +15,7 @@ from .create import (
     create_bare,
     create_network,
     is_registered,
+    without_weights,
 )
 from .depth import freeze, layer_depths, tune_part
 from .feature_map import FeaturePath, prepare, read_features
@@ -37,5 +38,5 @@ __all__ = [
     'create_network', 'data_source', 'freeze', 'is_registered',
     'image_size', 'live_source', 'layer_depths', 'pair', 'prepare',
     'prepared', 'read_features', 'remember', 'run_for_shapes',
-    'size_refused', 'tune_part'
+    'size_refused', 'tune_part', 'without_weights'
 ]
