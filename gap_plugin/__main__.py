@@ -10,6 +10,7 @@ COMMANDS = {
     'extract': ('extract', 'store the features of a frozen network'),
     'probe': ('probe', 'train neck and head on stored features'),
     'rank': ('rank', 'compare backbones on your data'),
+    'export': ('export', 'write a model as a file to deploy'),
     'backbones': ('backbones', "list timm's networks, or describe one"),
     'new-config': ('new_config', 'write a config for a network and your data'),
 }

@@ -1,10 +1,12 @@
 """A module as an ONNX file, by torch's current exporter; and back."""
 
 import copy
+import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from ..files import written_whole
 from ..messages import first_line
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 _INSTALL = 'pip install "gap_plugin[export]"'
@@ -48,33 +51,28 @@ def check_installed(*modules: str) -> None:
                               f'{_INSTALL}') from None
 
 
-def onnx_program(module: nn.Module, example: tuple[torch.Tensor, ...],
-                 inputs: Sequence[str] = ('images', ),
-                 outputs: Sequence[str] = ('scores', ),
-                 dynamic: Mapping[int, str] | None = None
-                 ) -> 'torch.onnx.ONNXProgram':
-    """Trace a module, which stays as it is.
+def traced(module: nn.Module, example: tuple[torch.Tensor, ...],
+           inputs: Sequence[str] = ('images', ),
+           outputs: Sequence[str] = ('scores', )) -> 'onnx.ModelProto':
+    """A module as an ONNX model, with a dynamic batch.
 
     Args:
-        module: What maps ``example`` to a tensor or a tuple of them.
-        example: Its inputs, two or more of each dynamic dimension.
+        module: As of :func:`write_onnx`, as are the others.
+        example: Its inputs.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
-        dynamic: Dimensions of every input that may be of any size, and what
-            they are called; the batch by default.
 
     Raises:
         ImportError: If onnx or onnxscript is not installed.
-        ValueError: If torch cannot export it, with torch's reason.
+        ValueError: If torch cannot export it, with torch's reason, or it is
+            too large for a file.
     """
     check_installed('onnx', 'onnxscript')
-    # one object for a name, or torch takes them for dimensions of their own
-    sizes = {axis: torch.export.Dim(name) for axis, name in (
-        dynamic or {0: 'batch'}).items()}
+    sizes = {0: torch.export.Dim('batch')}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
-            return torch.onnx.export(
+            program = torch.onnx.export(
                 fixed_copy(module), tuple(x.cpu() for x in example),
                 input_names=list(inputs), output_names=list(outputs),
                 dynamic_shapes=(sizes, ) * len(example),
@@ -86,6 +84,13 @@ def onnx_program(module: nn.Module, example: tuple[torch.Tensor, ...],
         raise ValueError(
             f'torch {torch.__version__} cannot export this to ONNX: '
             f'{first_line(cause)} ({type(cause).__name__})') from error
+    size = sum(value.const_value.nbytes
+               for value in program.model.graph.initializers.values()
+               if value.const_value is not None)
+    if size >= _LIMIT:
+        raise ValueError(f'its weights are {size / 1e9:.1f} GB, and an ONNX '
+                         'file holds 2.1 GB at most: take a smaller network.')
+    return program.model_proto
 
 
 def write_onnx(module: nn.Module, example: tuple[torch.Tensor, ...],
@@ -111,16 +116,18 @@ def write_onnx(module: nn.Module, example: tuple[torch.Tensor, ...],
             too large for a file.
         OSError: If the file cannot be written.
     """
-    program = onnx_program(module, example, inputs, outputs)
-    program.model.metadata_props.update(metadata or {})
-    size = sum(value.const_value.nbytes
-               for value in program.model.graph.initializers.values()
-               if value.const_value is not None)
-    if size >= _LIMIT:
-        raise ValueError(f'its weights are {size / 1e9:.1f} GB, and an ONNX '
-                         'file holds 2.1 GB at most: take a smaller network.')
+    model = traced(module, example, inputs, outputs)
+    set_metadata(model, metadata or {})
     with written_whole(path) as written:
-        program.save(str(written), external_data=False)
+        written.write_bytes(model.SerializeToString())
+
+
+def set_metadata(model: 'onnx.ModelProto',
+                 metadata: Mapping[str, str]) -> None:
+    """Give a model these texts, in place of those that it has."""
+    import onnx
+
+    onnx.helper.set_model_props(model, dict(metadata))
 
 
 def open_onnx(path: str | Path, threads: int | None = None
@@ -136,20 +143,49 @@ def open_onnx(path: str | Path, threads: int | None = None
         FileNotFoundError: If there is no such file.
         ValueError: If it is none that onnxruntime can run.
     """
-    check_installed('onnxruntime')
-    import onnxruntime
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{str(path)!r} is not a file.')
+    return session(str(path), repr(str(path)), threads)
+
+
+def session(model: str | bytes, name: str, threads: int | None = None
+            ) -> 'onnxruntime.InferenceSession':
+    """A session of onnxruntime, on the CPU, that prints nothing.
+
+    Args:
+        model: The name of a file, or what is in it.
+        name: What errors call it.
+        threads: That it computes with; None for one a core.
+
+    Raises:
+        ImportError: If onnxruntime is not installed.
+        ValueError: If onnxruntime cannot run it.
+    """
+    check_installed('onnxruntime')
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # of this session alone: errors
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider'])
+            model, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # noqa: BLE001 of classes of its own
         raise ValueError(
-            f'onnxruntime cannot run {str(path)!r}, which may be no ONNX '
-            f'file, or a damaged one ({first_line(error)}).') from None
+            f'onnxruntime cannot run {name}, which may be no ONNX file, or a '
+            f'damaged one ({first_line(error)}).') from None
+
+
+def read_metadata(session: 'onnxruntime.InferenceSession') -> dict[str, Any]:
+    """What a file says of itself, where that is JSON; nothing is evaluated.
+
+    Files of :func:`~gap_plugin.export.export_onnx` have the keys of
+    :class:`~gap_plugin.export.About`.
+    """
+    found = {}
+    for key, text in session.get_modelmeta().custom_metadata_map.items():
+        with suppress(ValueError):
+            found[key] = json.loads(text)
+    return found
