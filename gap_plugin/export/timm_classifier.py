@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.layers import SelectAdaptivePool2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,6 +21,7 @@ from ..timm_network import (
     create_network,
     without_weights,
 )
+from .timm_layers import MISFITS, between, heads_of, no_place, owner_of
 
 #: Largest difference of logits, as a share of the largest one.
 TOLERANCE = 1e-5
@@ -35,13 +35,6 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
     dict(final_norm=False),
     dict(use_fc_norm=False, use_post_transformer_norm=False),
 )
-
-#: What a network of the wrong settings may raise, built or run.
-_MISFITS = (ArithmeticError, AssertionError, AttributeError, IndexError,
-            KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-
-#: What of a head changes nothing, or is the mean.
-_PASSING = (nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool2d)
 
 
 @dataclass
@@ -147,7 +140,7 @@ def _search(backbone: TimmFeatureBackbone, num_classes: int,
             found.share = float(found.network(images[:1])[0, 0])
             found.classify(weight.double(), bias.double())
             off = difference(found.network(images), expected)
-        except _MISFITS:
+        except MISFITS:
             continue
         for value, before in zip(open_, kept, strict=True):
             value.copy_(before)
@@ -165,22 +158,26 @@ def _candidates(
         The network, and its parameters that are neither ours nor a head's.
     """
     weights = backbone.timm_model.state_dict()
+    heads = heads_of(_spec(backbone, num_classes, {}))
+    seen = set()
     for options in _OPTIONS:
         spec = _spec(backbone, num_classes, options)
         try:
-            heads, lost = _look(spec, weights)
-            if lost:
+            bare = create_bare(spec)
+            same = repr(bare), getattr(bare, 'global_pool', None)
+            if same in seen or no_place(weights, bare, heads):
                 continue
+            seen.add(same)
             network = create_network(spec)[0].eval()
-        except _MISFITS:
+        except MISFITS:
             continue
         network.load_state_dict(
             {name: value for name, value in weights.items()
-             if _owner(name) not in heads}, strict=False)
+             if owner_of(name) not in heads}, strict=False)
         neutral = _make_neutral(network, weights)
         open_ = [value for name, value in network.named_parameters()
                  if name not in weights
-                 and _owner(name) not in (*heads, *neutral)]
+                 and owner_of(name) not in (*heads, *neutral)]
         wide = [name for name in heads if network.get_submodule(
             name).weight[0].numel() == width]
         chosen = [(name, ) for name in reversed(wide)]
@@ -192,31 +189,11 @@ def _candidates(
                 tuple(name for name in heads if name not in each)), open_
 
 
-def _owner(name: str) -> str:
-    return name.rpartition('.')[0]
-
-
 def _spec(backbone: TimmFeatureBackbone, num_classes: int,
           options: dict[str, Any]) -> NetworkSpec:
     spec = without_weights(backbone.stored.spec)
     return replace(spec, num_classes=num_classes,
                    timm_kwargs={**spec.timm_kwargs, **options})
-
-
-def _look(spec: NetworkSpec, weights: dict[str, torch.Tensor]
-          ) -> tuple[list[str], list[str]]:
-    """The heads of a network, and names of weights that it does not have.
-
-    Heads are the layers that another number of classes changes.
-    """
-    shapes, others = ({name: value.shape for name, value in create_bare(
-        replace(spec, num_classes=spec.num_classes + more)
-    ).state_dict().items()} for more in (0, 1))
-    heads = list(dict.fromkeys(_owner(name) for name in shapes
-                               if shapes[name] != others.get(name)))
-    return heads, [name for name, value in weights.items()
-                   if _owner(name) not in heads
-                   and shapes.get(name) != value.shape]
 
 
 def _make_neutral(network: nn.Module,
@@ -236,20 +213,22 @@ def _refusal(backbone: TimmFeatureBackbone, num_classes: int,
     """Why there is no such network, and what to do."""
     name = backbone.model_name
     spec = _spec(backbone, num_classes, {})
-    heads, lost = _look(spec, backbone.timm_model.state_dict())
+    heads = heads_of(spec)
+    lost = no_place(backbone.timm_model.state_dict(), create_bare(spec),
+                    heads)
     if lost:
         return (
             f'{name!r} as timm builds it has no place for {shorten(lost)}: '
             'the network has been changed (deploy=True and fuse_conv_bn '
             'merge layers); take the checkpoint from before.')
     network = create_network(spec)[0].eval()
-    between = _between(network, heads, images)
+    found = between(network, heads, images)
     acts = [getattr(each, 'final_act', None)
             for each in (network, backbone.timm_model)]
     if type(acts[0]) is not type(acts[1]):  # final_conv stands ahead of it
-        between = ['final_act', *between]
-    told = (f'timm has {", ".join(between)} between the map and the '
-            'classifier' if between else
+        found = ['final_act', *found]
+    told = (f'timm has {", ".join(found)} between the map and the '
+            'classifier' if found else
             'timm classifies something else than the mean of the map')
     return f'{name!r} cannot go back to timm with this head: {told}' + (
         _advice(backbone, spec, images))
@@ -260,6 +239,9 @@ def _advice(backbone: TimmFeatureBackbone, spec: NetworkSpec,
     """Which models of the network can: it is tried."""
     chance = torch.Generator().manual_seed(0)
     for out_feature in ('forward_features', 'pre_logits'):
+        if out_feature == 'forward_features' and not hasattr(
+                backbone.timm_model, 'final_conv'):
+            continue  # that is the map
         try:
             other = TimmFeatureBackbone(
                 spec.model_name, in_channels=spec.in_channels,
@@ -269,42 +251,9 @@ def _advice(backbone: TimmFeatureBackbone, spec: NetworkSpec,
                 if value.ndim == 1:  # norms that do something, as trained
                     value.data.normal_(generator=chance)
             found = _search(other, spec.num_classes, images)
-        except _MISFITS:
+        except MISFITS:
             continue
         if found is not None:
             return (f'; one that is trained with out_feature={out_feature!r} '
                     'of the backbone can.')
     return '; use the checkpoint with this package.'
-
-
-@torch.no_grad()
-def _between(network: nn.Module, heads: list[str],
-             images: torch.Tensor) -> list[str]:
-    """What timm's ``forward_head`` runs, but for means and classifiers."""
-    called: list[str] = []
-    for name, layer in network.named_modules():
-        layer.register_forward_pre_hook(
-            lambda *_, name=name: called.append(name))
-    try:
-        features = network.forward_features(images)
-        called.clear()
-        network.forward_head(features)
-    except _MISFITS:
-        called.clear()
-    found: list[str] = []
-    for name in called:
-        parts = name.split('.')
-        tops = ['.'.join(parts[:end + 1]) for end in range(len(parts))]
-        # the largest part that has no classifier in it
-        top = next((top for top in tops if not any(
-            f'{head}.'.startswith(f'{top}.') for head in heads)), None)
-        if top is None or top in found:
-            continue
-        part = network.get_submodule(top)
-        if isinstance(part, _PASSING) or (
-                isinstance(part, SelectAdaptivePool2d)
-                and 'avg' == getattr(part, 'pool_type', 'avg').removeprefix(
-                    'fast')):
-            continue
-        found.append(top)
-    return found

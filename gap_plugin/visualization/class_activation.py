@@ -155,7 +155,8 @@ def class_activation_map(
 
 
 @torch.no_grad()
-def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
+def fold(model: nn.Module, up_to_factor: bool = False,
+         vectors: bool = False) -> Folded:
     """Neck and head of a classifier as one affine map, in float64.
 
     ``logits map = weight @ feature map + bias``, at each position.
@@ -171,6 +172,8 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
             ``GeneralizedMeanPooling`` (one an image and channel). The mean
             of such a map is still the logit; that over a part of it is not
             what neck and head give of that part.
+        vectors: Whether a backbone is taken as well that gives vectors:
+            there is no map, but ``weight`` and ``bias`` are of the vector.
 
     Raises:
         ValueError: If the model is in training mode, or what stands behind
@@ -183,13 +186,14 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
                 f'{name or type(model).__name__} is in training mode, in '
                 'which a logit depends on the other images: call '
                 'model.eval() first.')
-    if getattr(model.backbone, 'out_strides', None) == ():
+    pooled = getattr(model.backbone, 'out_strides', None) == ()
+    if pooled and not vectors:
         raise ValueError(
             f'{type(model.backbone).__name__} with '
             "out_feature='pre_logits' gives vectors, which have no "
             "positions: take 'final_conv' or 'forward_features'.")
     layers = list(_layers(model))
-    gem = _check_order(layers)
+    gem = _check_order(layers, pooled)
     factors = [f'{_PER[type(part).forward]} ({type(part).__name__})'
                for _, part in layers if type(part).forward in _PER]
     if factors and not up_to_factor:
@@ -265,13 +269,17 @@ def _inside(name: str, part: nn.Module) -> Iterator[Named]:
         yield name, part
 
 
-def _check_order(layers: list[Named]) -> nn.Module | None:
+def _check_order(layers: list[Named], pooled: bool) -> nn.Module | None:
     """Follow a map through the layers, and refuse what is not affine.
+
+    Args:
+        layers: In their order.
+        pooled: Whether the backbone has pooled it.
 
     Returns:
         The generalised mean that pools, if one does.
     """
-    pooled, gem = False, None
+    gem = None
     for i, (name, layer) in enumerate(layers):
         forward = type(layer).forward
         if forward is GAPNeck.forward:
