@@ -25,7 +25,7 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..engine.building import build_classifier, check_classes
-from ..export import export_onnx
+from ..export import export_onnx, export_torch
 from ..features.images import build_dataset, loader_config
 from . import console
 from .building import load_config
@@ -67,10 +67,17 @@ def _onnx(found: Model, args: argparse.Namespace) -> dict[str, str]:
         count=args.images).lines()
 
 
+def _torch(found: Model, args: argparse.Namespace) -> dict[str, str]:
+    return export_torch(
+        found.model, found.dataset, args.out, classes=found.classes,
+        cam=args.cam, logits=args.logits, count=args.images).lines()
+
+
 #: --format -> how it is written.
 FORMATS = {
     'onnx': Format(_onnx, '.onnx', ('preprocessing', 'cam', 'logits',
                                     'images')),
+    'torch': Format(_torch, '.pt2', ('cam', 'logits', 'images')),
 }
 
 

@@ -3,10 +3,15 @@
 In the order in which they build on each other: :mod:`.onnx` (a module as a
 file, and back), :mod:`.preprocessing` (a test pipeline as a graph),
 :mod:`.checking` (whether a file gives what the model gives),
-:mod:`.classifier` (a model as a file that takes photos).
+:mod:`.about` (what it says of the model),
+:mod:`.scores` (a model as a function of images),
+:mod:`.classifier` (as a file that takes photos), :mod:`.torch_program`.
 """
 
-from .classifier import About, export_onnx
+from .about import About
+from .classifier import export_onnx
 from .onnx import open_onnx, read_metadata, write_onnx
+from .torch_program import export_torch
 
-__all__ = ['About', 'export_onnx', 'open_onnx', 'read_metadata', 'write_onnx']
+__all__ = ['About', 'export_onnx', 'export_torch', 'open_onnx',
+           'read_metadata', 'write_onnx']

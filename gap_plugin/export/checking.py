@@ -1,7 +1,8 @@
 """Whether a file gives what the model gives, on images of its data."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,8 @@ class Report:
 
     images: int
     network: float
-    scores: float
-    top1: int
+    scores: float = math.nan
+    top1: int = 0
     pixels: float | None = None
     average: float | None = None
     limits: tuple[float, float] = EXACT_SCORES, 0.
@@ -167,16 +168,24 @@ def compare(expected: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]
     return float(np.max(worst))
 
 
-def other_top1(expected: np.ndarray, found: np.ndarray,
-               limit: float) -> int:
-    """Images whose likeliest class is another one.
+def compare_scores(report: Report, expected: np.ndarray, found: np.ndarray,
+                   limits: tuple[float, float]) -> Report:
+    """Add to a report how far scores are from those of the model.
 
     Classes that the model itself scores alike, up to what scores may differ,
     count as one.
+
+    Args:
+        report: What is known of the file.
+        expected: Probabilities ``(N, K)`` of the model.
+        found: Of the file.
+        limits: As of :class:`Report`.
     """
     rows = np.arange(len(expected))
-    gap = (expected.max(1) - expected[rows, found.argmax(1)])
-    return int((~(gap <= limit)).sum())
+    gap = expected.max(1) - expected[rows, found.argmax(1)]
+    return replace(
+        report, scores=float(np.abs(expected - found).max()),
+        top1=int((~(gap <= limits[0])).sum()), limits=limits)
 
 
 def in_batches(run: Callable[[Any], tuple], inputs: Any,
