@@ -23,7 +23,7 @@ from .checking import (
     read_samples,
 )
 from .onnx import check_installed, open_onnx, session, set_metadata, traced
-from .preprocessing import PhotoGraph
+from .preprocessing import PhotoGraph, prepend
 from .scores import Scores, reference
 
 
@@ -75,7 +75,7 @@ def export_onnx(model: nn.Module, dataset: Any, path: str | Path, *,
     threads = torch.get_num_threads()
     report = _compare_network(network, expected, samples, name, threads)
     if preprocessing:
-        pixels = _prepend(network, PhotoGraph(
+        pixels = prepend(network, PhotoGraph(
             samples.steps, model.data_preprocessor,
             tuple(samples.inputs.shape[1:])))
         report = _compare_pixels(pixels, report, samples, about, threads)
@@ -120,30 +120,6 @@ def _compare_pixels(pixels: Any, report: Report, samples: Samples,
     return replace(
         report, pixels=float(np.round(np.max(differences), 2)),
         average=float(np.mean(differences)))
-
-
-def _prepend(network: Any, photos: PhotoGraph) -> Any:
-    """Put the preprocessing ahead of a network; give it alone as well."""
-    from onnx import ModelProto, TensorProto, checker, helper
-
-    shape = list(network.graph.input[0].type.tensor_type.shape.dim)
-    channels = shape[1].dim_value
-    images = helper.make_tensor_value_info(
-        'images', TensorProto.UINT8, ['batch', 'height', 'width', channels])
-    named = helper.make_node('Identity', [photos.output], ['pixels'],
-                             'photo/pixels')
-    alone = ModelProto(ir_version=network.ir_version,
-                       opset_import=network.opset_import)
-    alone.graph.CopyFrom(helper.make_graph(
-        [*photos.nodes, named], 'photo', [images],
-        [copy.deepcopy(network.graph.input[0])]))
-    nodes = [*photos.nodes, named, *network.graph.node]
-    del network.graph.input[:], network.graph.node[:]
-    network.graph.input.append(images)
-    network.graph.node.extend(nodes)
-    for model in (alone, network):
-        checker.check_model(model)
-    return alone
 
 
 def _choose_outputs(network: Any, logits: bool) -> None:

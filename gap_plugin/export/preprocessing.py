@@ -8,6 +8,7 @@ one pass, by 9. Crops begin where Python's ``round`` puts them, which takes
 halves to the even number, as ONNX's ``Round`` does.
 """
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -243,3 +244,35 @@ class PhotoGraph:
         begin = self._op('Concat', *begins, axis=0)
         end = self._op('Add', begin, self._integers(height, width))
         return self._op('Slice', x, begin, end, self._integers(2, 3))
+
+
+def prepend(network: Any, photos: PhotoGraph) -> Any:
+    """Put the preprocessing ahead of a network.
+
+    Args:
+        network: An ONNX model of one input, ``pixels``; changed in place.
+        photos: The preprocessing.
+
+    Returns:
+        The preprocessing alone, as an ONNX model.
+    """
+    from onnx import ModelProto, TensorProto, checker, helper
+
+    shape = list(network.graph.input[0].type.tensor_type.shape.dim)
+    channels = shape[1].dim_value
+    images = helper.make_tensor_value_info(
+        'images', TensorProto.UINT8, ['batch', 'height', 'width', channels])
+    named = helper.make_node('Identity', [photos.output], ['pixels'],
+                             'photo/pixels')
+    alone = ModelProto(ir_version=network.ir_version,
+                       opset_import=network.opset_import)
+    alone.graph.CopyFrom(helper.make_graph(
+        [*photos.nodes, named], 'photo', [images],
+        [copy.deepcopy(network.graph.input[0])]))
+    nodes = [*photos.nodes, named, *network.graph.node]
+    del network.graph.input[:], network.graph.node[:]
+    network.graph.input.append(images)
+    network.graph.node.extend(nodes)
+    for model in (alone, network):
+        checker.check_model(model)
+    return alone
