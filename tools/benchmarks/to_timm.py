@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def measure(name: str, out_feature: str) -> dict:
     from mmpretrain.registry import MODELS
 
     from gap_plugin.export import export_timm
+    from networks import image_size
 
     torch.manual_seed(0)
     model = spoilt(MODELS.build(dict(
@@ -37,6 +39,9 @@ def measure(name: str, out_feature: str) -> dict:
                       out_feature=out_feature),
         neck=[dict(type='GAPNeck'), dict(type='BNNeck')],
         head=dict(type='LinearHead', num_classes=10))).eval())
+    backbone = model.backbone  # on smaller images than their own, to save time
+    backbone.data_source = replace(
+        backbone.data_source, img_size=tuple(image_size(name)))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         try:
