@@ -324,7 +324,24 @@ def test_what_is_there_is_replaced_if_it_is_timms_alone(tmp_path):
         encoding='utf-8'))['architecture'] == 'test_vit'
     with pytest.raises(FileNotFoundError, match='make it first'):
         export_timm(model, tmp_path / 'none' / 'out')
+    (tmp_path / 'file').write_text('mine', encoding='utf-8')
+    with pytest.raises(FileExistsError, match='is a file'):
+        export_timm(model, tmp_path / 'file', force=True)
+    (tmp_path / 'file').unlink()
     assert [p.name for p in tmp_path.iterdir()] == ['out']
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(network, folder, *args, **kwargs):
+        (tmp_path / 'out.partial').mkdir()
+        (tmp_path / 'out.partial' / 'config.json').touch()
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(to_timm, 'save_for_hf', full)
+    with pytest.raises(OSError, match='No space left') as error:
+        export_timm(classifier(), tmp_path / 'out')
+    assert 'cannot write' in one_line(error)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_of_people_give_the_models_scores(tmp_path):

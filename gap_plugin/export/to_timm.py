@@ -18,6 +18,7 @@ from typing import Any
 import timm
 import torch
 from mmpretrain.models.heads import MultiLabelClsHead
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
@@ -69,7 +70,7 @@ class TimmFolder:
         pixels = '' if self.pixels is None else (
             f'pixels {self.pixels:g} of 255 at most, ')
         images = f' and {self.images} of the data' if self.images else ''
-        name = f'local-dir:{self.folder.resolve()}'
+        name = f'local-dir:{self.folder}'
         return {
             **({'set': self.how} if self.how else {}),
             'checked': f'loaded by timm {timm.__version__}, on random images'
@@ -147,6 +148,11 @@ def export_timm(model: nn.Module, folder: str | Path, dataset: Any = None, *,
                     'folder.')
             pixels = check_pixels(found, samples)
             put_in_place(partial, place)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f'cannot write {str(folder)!r} ({first_line(error)[:160]}): '
+                'free space, or name a folder where you may write; what was '
+                'there is whole.') from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return TimmFolder(folder, len(expected) - len(images), off, pixels,
@@ -168,8 +174,10 @@ def check_place(folder: Path, force: bool) -> None:
     if not force:
         raise FileExistsError(f'{str(folder)!r} exists: name another one, '
                               'or use force=True.')
-    others = [each.name for each in folder.iterdir() if each.name not in
-              _FILES] if folder.is_dir() else [folder.name]
+    if not folder.is_dir():
+        raise FileExistsError(f'{str(folder)!r} is a file: name a folder.')
+    others = [each.name for each in folder.iterdir()
+              if each.name not in _FILES]
     if others:
         raise FileExistsError(
             f'{str(folder)!r} has {shorten(sorted(others))}, which is not '
