@@ -7,8 +7,10 @@ from importlib import import_module
 COMMANDS = {
     'train': ('train', 'train a model from a config'),
     'test': ('test', 'evaluate a checkpoint'),
+    'predict': ('predict', 'predict the classes of images, as a table'),
     'extract': ('extract', 'store the features of a frozen network'),
     'probe': ('probe', 'train neck and head on stored features'),
+    'cam': ('cam', 'draw where a model sees its classes'),
     'rank': ('rank', 'compare backbones on your data'),
     'export': ('export', 'write a model as a file to deploy'),
     'backbones': ('backbones', "list timm's networks, or describe one"),

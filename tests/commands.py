@@ -39,8 +39,8 @@ PATH = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
 MODULES = {
     'train.py': 'train', 'test.py': 'test', 'extract_features.py': 'extract',
     'linear_probe.py': 'probe', 'rank_backbones.py': 'rank',
-    'backbones.py': 'backbones', 'export.py': 'export',
-    'make_config.py': 'new_config'
+    'backbones.py': 'backbones', 'make_config.py': 'new_config',
+    'predict.py': 'predict', 'cam.py': 'cam', 'export.py': 'export'
 }
 
 

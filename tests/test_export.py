@@ -22,7 +22,7 @@ from commands import ROOT, main
 from errors import one_line
 from gap_plugin import LinearHead, TimmFeatureBackbone, timm_test_pipeline
 from gap_plugin.datasets.pipelines import test_steps as steps_of
-from gap_plugin.export import checking, classifier, export_onnx, preprocessing
+from gap_plugin.export import checking, classifier, export_onnx, photo_graph
 from gap_plugin.export.checking import AVERAGE, compare
 from gap_plugin.export.onnx import (
     fixed_copy,
@@ -31,11 +31,8 @@ from gap_plugin.export.onnx import (
     session,
     write_onnx,
 )
-from gap_plugin.export.preprocessing import (
-    PhotoGraph,
-    prepend,
-    split_pipeline,
-)
+from gap_plugin.export.photo_graph import PhotoGraph, prepend
+from gap_plugin.export.preprocessing import split_pipeline
 from gap_plugin.export.scores import Scores
 from gap_plugin.features.images import build_dataset
 from gap_plugin.timm_network import DataSettings
@@ -165,10 +162,25 @@ def spoilt(model):
     return model.eval()
 
 
-def classify(network='test_resnet', **changes):
+def test_columns_are_resized_first_where_pillow_does():
+    rng = np.random.default_rng(0)
+    for case in range(120):
+        photo = rng.integers(0, 256, (*rng.integers(8, 120, 2), 3), np.uint8)
+        size = tuple(int(side) for side in rng.integers(8, 120, 2))
+        how = ('bicubic', 'bilinear')[case % 2]
+        expected, found = both_ways([dict(
+            type='Resize', scale=size, backend='pillow', interpolation=how
+        )], photo)
+        difference = np.abs(expected - found)
+        assert difference.max() <= 2, (photo.shape, size)
+        assert difference.mean() <= 0.1, (photo.shape, size)
+
+
+def classify(head=None, **backbone):
     """A classifier of ten digits, in eval mode."""
     torch.manual_seed(0)
-    return spoilt(MODELS.build({**runs.model(network), **changes}))
+    config = runs.model('test_resnet', **backbone)
+    return spoilt(MODELS.build(dict(config, head=head or config['head'])))
 
 
 TIMM = [dict(type='TimmTestTransform', crop_pct=1.), dict(type='PackInputs')]
@@ -180,6 +192,18 @@ def digits(model, count=12, pipeline=TIMM, **changes):
     return build_dataset(loader, 'test', model)
 
 
+def telling_apart(model):
+    """Let a model find every class likeliest for some images."""
+    dataset = digits(model, 64)
+    x = torch.stack([dataset[i]['inputs'] for i in range(64)])
+    with torch.no_grad():
+        x = model.data_preprocessor(dict(inputs=x))['inputs']
+        logits = model(x, mode='tensor')
+        layer, scale = model.head.fc, 1 / logits.std(0)
+        layer.weight *= scale[:, None]
+        layer.bias.copy_((layer.bias - logits.mean(0)) * scale)
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """A checkpoint of the first config of the README, and its file."""
@@ -188,7 +212,8 @@ def trained(tmp_path_factory):
     model, cfg = runs.digits()
     checkpoint, out = folder / 'digits.pth', folder / 'digits.onnx'
     classes = ["zero, '0'", '<script>', '{{ 2 }}', 'dré\n', *'456789']
-    torch.save(dict(state_dict=spoilt(model).state_dict(), meta=dict(
+    telling_apart(model.eval())
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(
         dataset_meta=dict(classes=classes))), checkpoint)
     text = export(checkpoint, out, '--cam', names=classes)
     return model, cfg, checkpoint, out, text, classes
@@ -259,7 +284,9 @@ def test_the_lines_of_the_readme_read_a_photo(trained, tmp_path, capsys):
     photo.save(tmp_path / 'photo.png', exif=exif)
     dataset = digits(model, 1, [dict(type='LoadTimmImage'), *TIMM])
     packed = dataset.pipeline(dict(img_path=str(tmp_path / 'photo.png')))
-    expected = model.test_step(default_collate([packed]))[0].pred_score
+    with torch.no_grad():
+        (sample, ) = model.test_step(default_collate([packed]))
+    expected = sample.pred_score
     code = code.replace('photo.jpg', str(tmp_path / 'photo.png')).replace(
         'model.onnx', str(out))
     found = {}
@@ -292,12 +319,10 @@ def test_normalised_images_go_in_without_preprocessing(tmp_path):
 
 
 def test_maps_have_the_logit_as_their_mean(tmp_path):
-    model = classify()
-    for pipeline, name in ((TIMM, 'photos'), (runs.PIPELINE, 'normalised')):
-        export_onnx(model, digits(model, 4, pipeline), tmp_path / name,
-                    cam=True, logits=True,
-                    preprocessing=name == 'photos')
-    x = torch.randn(2, 3, 32, 32)
+    model = classify(img_size=96)
+    export_onnx(model, digits(model, 4), tmp_path / 'normalised', cam=True,
+                logits=True, preprocessing=False)
+    x = torch.randn(2, 3, 96, 96)
     logits, maps = open_onnx(tmp_path / 'normalised', 1).run(
         None, dict(images=x.numpy()))
     np.testing.assert_allclose(maps.mean((2, 3)), logits, atol=1e-3)
@@ -306,9 +331,50 @@ def test_maps_have_the_logit_as_their_mean(tmp_path):
     assert maps.std((2, 3)).max() > 1e-3
 
 
+STOCK = dict(
+    type='ImageClassifier',
+    backbone=dict(type='MobileNetV3', arch='small_075'),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=432))
+
+
+@pytest.mark.parametrize('config', [
+    runs.model(with_cp=True, channels_last=True, frozen_stages='all'),
+    runs.model(in_channels=5), runs.model('test_vit', with_cp=True),
+    full(STOCK)], ids=['resnet', 'bands', 'vit', 'stock'])
+def test_models_of_all_kinds_go_in(config, tmp_path):
+    """Whatever the config says of training, and of channels."""
+    torch.manual_seed(0)
+    model = spoilt(MODELS.build(config))
+    channels = config['backbone'].get('in_channels', 3)
+    x = torch.randn(4, channels, 32, 32)
+    model.eval()
+    report = export_onnx(model, Bands(x), tmp_path / 'a.onnx', count=4,
+                         preprocessing=False)
+    assert report.network < 1e-4
+    (found, ) = open_onnx(tmp_path / 'a.onnx', 1).run(
+        None, dict(images=x.numpy()))
+    with torch.no_grad():
+        expected = model(x, mode='tensor').softmax(1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+class Bands:
+    """A dataset of images that are packed, and nothing else."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        return dict(inputs=self.images[row])
+
+
 def test_a_multi_label_head_gives_its_own_scores(tmp_path):
     model = classify(head=dict(type='MultiLabelLinearClsHead', num_classes=10,
-                               in_channels=256))
+                               in_channels=96))
     dataset = digits(model, 6)
     export_onnx(model, dataset, tmp_path / 'a.onnx')
     run = open_onnx(tmp_path / 'a.onnx', 1)
@@ -339,8 +405,8 @@ def runs_samples(count):
 def sabotaged(monkeypatch, what):
     """Make something go wrong on the way into the file."""
     if what == 'pixels':
-        monkeypatch.setitem(preprocessing._RESIZE['bicubic'],
-                            'cubic_coeff_a', -0.75)
+        monkeypatch.setitem(photo_graph._RESIZE, 'bicubic', dict(
+            mode='cubic', cubic_coeff_a=-1.5, antialias=1))
     elif what == 'crop':
         monkeypatch.setattr(PhotoGraph, '_crop', lambda self, step, x: (
             self._op('Slice', x, self._integers(1, 1), self._integers(
@@ -364,8 +430,9 @@ def test_a_file_that_is_off_is_not_written(what, told, tmp_path,
                                            monkeypatch):
     sabotaged(monkeypatch, what)
     model = classify()
-    dataset = digits(model, 6, [dict(type='TimmTestTransform',
-                                     crop_pct=0.75), TIMM[1]])
+    dataset = digits(model, 6, [dict(
+        type='TimmTestTransform', crop_pct=0.75, interpolation='bicubic'),
+        TIMM[1]])
     (tmp_path / 'a.onnx').write_text('as it was')
     with pytest.raises(ValueError, match=f'differs from .*{told}') as info:
         export_onnx(model, dataset, tmp_path / 'a.onnx')

@@ -1,7 +1,8 @@
 """Files that run without this package: ONNX, torch's own program, timm's.
 
 In the order in which they build on each other: :mod:`.onnx` (a module as a
-file, and back), :mod:`.preprocessing` (a test pipeline as a graph),
+file, and back), :mod:`.preprocessing` (a test pipeline), :mod:`.photo_graph`
+(as a graph),
 :mod:`.checking` (whether a file gives what the model gives),
 :mod:`.about` (what it says of the model),
 :mod:`.scores` (a model as a function of images),

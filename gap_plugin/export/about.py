@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import PIL
 from torch import nn
 
 from ..host import versions
@@ -78,4 +79,5 @@ def describe(model: nn.Module, samples: Samples, scores: str,
         getattr(backbone, 'model_name', type(backbone).__name__),
         'normalised' if samples.photos is None else 'photos',
         channels, order, [int(side) for side in size], mean.tolist(),
-        std.tolist(), scores, dict(versions(), gap_plugin=__version__))
+        std.tolist(), scores, dict(
+            versions(), gap_plugin=__version__, pillow=PIL.__version__))

@@ -23,7 +23,7 @@ from .checking import (
     read_samples,
 )
 from .onnx import check_installed, open_onnx, session, set_metadata, traced
-from .preprocessing import PhotoGraph, prepend
+from .photo_graph import PhotoGraph, prepend
 from .scores import Scores, reference
 
 

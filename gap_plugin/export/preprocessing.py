@@ -1,16 +1,6 @@
-"""A test pipeline as nodes of an ONNX graph: a photo to a network's input.
+"""What of a test pipeline can be in a file, and what it does."""
 
-Pillow's resizing is reached by one antialiased ``Resize`` of bytes whose
-``exclude_outside`` leaves out what lies beyond the edge, as Pillow does:
-onnxruntime then rounds between the two directions, to bytes, in Pillow's
-order. Without antialiasing pixels are off by up to 170 of 255; of floats, in
-one pass, by 9. Crops begin where Python's ``round`` puts them, which takes
-halves to the even number, as ONNX's ``Round`` does.
-"""
-
-import copy
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import mmengine.dataset
@@ -23,10 +13,8 @@ from torch import nn
 
 from ..datasets import CenterPad, LoadTimmImage, TimmTestTransform
 
-_RESIZE = dict(
-    bicubic=dict(mode='cubic', cubic_coeff_a=-0.5, antialias=1),
-    bilinear=dict(mode='linear', antialias=1),
-    nearest=dict(mode='nearest', nearest_mode='round_prefer_ceil'))
+#: Those that ONNX has, too.
+INTERPOLATIONS = ('bicubic', 'bilinear', 'nearest')
 
 
 def pipeline_of(dataset: Any) -> Any:
@@ -83,7 +71,7 @@ def _unlike_timm(step: Any) -> str | None:
         return f'it has {name}'
     if step.backend != 'pillow':
         return f'{name} resizes by {step.backend}'
-    if step.interpolation not in _RESIZE:
+    if step.interpolation not in INTERPOLATIONS:
         return f'ONNX has no interpolation={step.interpolation!r}'
     if type(step) is ResizeEdge:
         return None if step.edge in ('short', 'long') else (
@@ -125,154 +113,3 @@ def statistics(preprocessor: nn.Module, channels: int
 def takes_rgb(preprocessor: nn.Module) -> bool:
     """Whether the network gets R, G, B: images are loaded as B, G, R."""
     return bool(getattr(preprocessor, 'to_rgb', False))
-
-
-class PhotoGraph:
-    """Nodes from ``images``, uint8 ``(N, H, W, C)``, to ``pixels``.
-
-    Args:
-        steps: Transforms of :func:`split_pipeline`.
-        preprocessor: The data preprocessor of the model.
-        shape: ``(C, h, w)`` of the network's input, C 1 or 3.
-
-    Attributes:
-        nodes: ONNX's, in the order in which they run.
-        output: Name of the last one's output, float32 ``(N, C, h, w)``.
-    """
-
-    def __init__(self, steps: list[Any], preprocessor: nn.Module,
-                 shape: tuple[int, int, int]) -> None:
-        self.nodes: list[Any] = []
-        x = self._op('Transpose', 'images', perm=[0, 3, 1, 2])
-        for step in steps:
-            x = {Resize: self._resize, ResizeEdge: self._resize_edge,
-                 CenterPad: self._pad, CenterCrop: self._crop}[type(step)](
-                     step, x)
-        # readers infer no shape behind a crop
-        x = self._op('Reshape', x, self._integers(0, *shape))
-        if shape[0] == 3 and not takes_rgb(preprocessor):
-            x = self._op('Gather', x, self._integers(2, 1, 0), axis=1)
-        mean, std = (self._constant(value.reshape(-1, 1, 1))
-                     for value in statistics(preprocessor, shape[0]))
-        x = self._op('Cast', x, to=1)  # float32
-        self.output = self._op('Div', self._op('Sub', x, mean), std)
-
-    def _op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        name = f'photo/{kind}_{len(self.nodes)}'
-        self.nodes.append(helper.make_node(
-            kind, inputs, [name], name, **attributes))
-        return name
-
-    def _constant(self, value: np.ndarray) -> str:
-        from onnx import numpy_helper
-
-        return self._op('Constant', value=numpy_helper.from_array(value))
-
-    def _integers(self, *values: int) -> str:
-        return self._constant(np.array(values, np.int64))
-
-    def _sides(self, x: str) -> list[str]:
-        """Height and width, each ``(1, )``."""
-        shape = self._op('Shape', x)
-        return [self._op('Slice', shape, self._integers(axis),
-                         self._integers(axis + 1)) for axis in (2, 3)]
-
-    def _resized(self, x: str, height: str, width: str, how: str) -> str:
-        begin = self._op('Slice', self._op('Shape', x), self._integers(0),
-                         self._integers(2))
-        sizes = self._op('Concat', begin, height, width, axis=0)
-        return self._op('Resize', x, '', '', sizes,
-                        coordinate_transformation_mode='half_pixel',
-                        exclude_outside=int(how != 'nearest'),
-                        **_RESIZE[how])
-
-    def _resize_edge(self, step: ResizeEdge, x: str) -> str:
-        sides = self._sides(x)
-        edge = self._op('Min' if step.edge == 'short' else 'Max', *sides)
-        scale = self._integers(step.scale)
-        # of positive integers int(a / b) is what ONNX's Div gives
-        return self._resized(x, *(
-            self._op('Div', self._op('Mul', side, scale), edge)
-            for side in sides), step.interpolation)
-
-    def _resize(self, step: Resize, x: str) -> str:
-        width, height = step.scale
-        if not step.keep_ratio:
-            return self._resized(x, self._integers(height),
-                                 self._integers(width), step.interpolation)
-        number = partial(self._op, 'Cast', to=11)  # float64, as Python's
-        sides = [number(side) for side in self._sides(x)]
-        factor = self._op('Min', *(
-            self._op('Div', self._constant(np.array([float(most)])),
-                     self._op(extreme, *sides))
-            for extreme, most in (('Max', max(step.scale)),
-                                  ('Min', min(step.scale)))))
-        half = self._constant(np.array([0.5]))
-        return self._resized(x, *(
-            self._op('Cast', self._op(
-                'Add', self._op('Mul', side, factor), half), to=7)
-            for side in sides), step.interpolation)
-
-    def _pad(self, step: CenterPad, x: str) -> str:
-        zero, two = self._integers(0), self._integers(2)
-        over = [self._op('Max', zero, self._op(
-            'Sub', self._integers(want), side))
-            for want, side in zip(step.size, self._sides(x), strict=True)]
-        before = [self._op('Div', extra, two) for extra in over]
-        behind = [self._op('Sub', extra, first)
-                  for extra, first in zip(over, before, strict=True)]
-        none = self._integers(0, 0)
-        pads = self._op('Concat', none, *before, none, *behind, axis=0)
-        value = np.array(step.pad_val, np.int32).ravel()[::-1]  # as B, G, R
-        value = self._constant(value.reshape(-1, 1, 1))
-        # around the value: a Pad has one for all channels
-        x = self._op('Sub', self._op('Cast', x, to=6), value)
-        x = self._op('Add', self._op('Pad', x, pads), value)
-        return self._op('Cast', x, to=2)  # uint8
-
-    def _crop(self, step: CenterCrop, x: str) -> str:
-        width, height = step.crop_size
-        begins = []
-        for want, side in zip((height, width), self._sides(x), strict=True):
-            over = self._op('Sub', side, self._integers(want))
-            half = self._op('Div', self._op('Cast', over, to=11),
-                            self._constant(np.array([2.])))
-            begins.append(self._op('Max', self._integers(0), self._op(
-                'Cast', self._op('Round', half), to=7)))
-        begin = self._op('Concat', *begins, axis=0)
-        end = self._op('Add', begin, self._integers(height, width))
-        return self._op('Slice', x, begin, end, self._integers(2, 3))
-
-
-def prepend(network: Any, photos: PhotoGraph) -> Any:
-    """Put the preprocessing ahead of a network.
-
-    Args:
-        network: An ONNX model of one input, ``pixels``; changed in place.
-        photos: The preprocessing.
-
-    Returns:
-        The preprocessing alone, as an ONNX model.
-    """
-    from onnx import ModelProto, TensorProto, checker, helper
-
-    shape = list(network.graph.input[0].type.tensor_type.shape.dim)
-    channels = shape[1].dim_value
-    images = helper.make_tensor_value_info(
-        'images', TensorProto.UINT8, ['batch', 'height', 'width', channels])
-    named = helper.make_node('Identity', [photos.output], ['pixels'],
-                             'photo/pixels')
-    alone = ModelProto(ir_version=network.ir_version,
-                       opset_import=network.opset_import)
-    alone.graph.CopyFrom(helper.make_graph(
-        [*photos.nodes, named], 'photo', [images],
-        [copy.deepcopy(network.graph.input[0])]))
-    nodes = [*photos.nodes, named, *network.graph.node]
-    del network.graph.input[:], network.graph.node[:]
-    network.graph.input.append(images)
-    network.graph.node.extend(nodes)
-    for model in (alone, network):
-        checker.check_model(model)
-    return alone

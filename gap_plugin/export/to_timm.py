@@ -27,7 +27,8 @@ from ..locks import alone
 from ..messages import first_line, shorten
 from ..models import TimmFeatureBackbone
 from ..timm_network import DataSettings
-from ..visualization import fold
+from ..visualization.chain import classifier_of
+from ..visualization.class_activation import fold
 from .timm_classifier import (
     TOLERANCE,
     WholeNetwork,
@@ -112,7 +113,7 @@ def export_timm(model: nn.Module, folder: str | Path, dataset: Any = None, *,
     """
     folder = Path(folder)
     check_place(folder, force)
-    model = copy.deepcopy(model).cpu().float().eval()
+    model = copy.deepcopy(classifier_of(model)).cpu().float().eval()
     weight, bias = _affine(model)
     if classes is not None and len(classes) != len(bias):
         raise ValueError(f'there are {len(classes)} names of classes, and '
