@@ -113,8 +113,7 @@ def export_timm(model: nn.Module, folder: str | Path, dataset: Any = None, *,
     """
     folder = Path(folder)
     check_place(folder, force)
-    model = copy.deepcopy(classifier_of(model)).cpu().float().eval()
-    weight, bias = _affine(model)
+    model, weight, bias = _affine(model)
     if classes is not None and len(classes) != len(bias):
         raise ValueError(f'there are {len(classes)} names of classes, and '
                          f'the model has {len(bias)}: give it those of its '
@@ -185,12 +184,18 @@ def check_place(folder: Path, force: bool) -> None:
             "timm's, and stays: name another folder.")
 
 
-def _affine(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Neck and head, and a look at the backbone.
+def _affine(model: nn.Module
+            ) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A copy of the model to compute with, its neck and head folded.
 
     Raises:
         ValueError: If timm has no such network or classifier.
     """
+    try:
+        model = copy.deepcopy(classifier_of(model)).cpu().float().eval()
+    except ValueError as error:
+        raise ValueError(f'{_cause(error)}: timm has no such model.'
+                         ) from None
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, TimmFeatureBackbone):
         raise ValueError(
@@ -208,8 +213,13 @@ def _affine(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         found = fold(model, vectors=True)
     except ValueError as error:
         raise ValueError('neck and head are not one linear layer on the '
-                         f'pooled map: {first_line(error)}') from None
-    return found.weight, found.bias
+                         f'pooled map: {_cause(error)}.') from None
+    return model, found.weight, found.bias
+
+
+def _cause(error: ValueError) -> str:
+    """What is wrong, without what maps would need."""
+    return first_line(error).partition(':')[0]
 
 
 def _save(whole: WholeNetwork, settings: DataSettings,
