@@ -239,9 +239,9 @@ def _advice(backbone: TimmFeatureBackbone, spec: NetworkSpec,
     """Which models of the network can: it is tried."""
     chance = torch.Generator().manual_seed(0)
     for out_feature in ('forward_features', 'pre_logits'):
-        if out_feature == 'forward_features' and not hasattr(
-                backbone.timm_model, 'final_conv'):
-            continue  # that is the map
+        if (out_feature == 'forward_features' and backbone.out_strides
+                and not hasattr(backbone.timm_model, 'final_conv')):
+            continue  # that is its map
         try:
             other = TimmFeatureBackbone(
                 spec.model_name, in_channels=spec.in_channels,

@@ -66,6 +66,9 @@ def main() -> None:
     out = Path(args.out)
     rows = json.loads(out.read_text(encoding='utf-8'))['rows'] if (
         out.exists()) else []
+    rows = [row for row in rows if all(
+        {'logits', 'refused'} & row[out_feature].keys()
+        for out_feature in ('final_conv', 'pre_logits'))]
     known = {row['network'] for row in rows}
     for module, name in SMALLEST.items():
         if name in known or name not in (args.networks or [name]):
