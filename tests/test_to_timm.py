@@ -19,7 +19,7 @@ from folders import images as write_images
 from gap_plugin.export import export_timm, hub, push_to_hub, to_timm
 from gap_plugin.export.timm_classifier import whole_network
 from gap_plugin.features.images import build_dataset, loader_config
-from networks import SMALLEST, images
+from networks import SMALLEST, image_size, images
 
 #: What the benchmark has measured.
 TABLE = json.loads((ROOT / 'tools' / 'benchmarks' / 'results'
@@ -34,7 +34,7 @@ LARGE = {'beit_base_patch16_224', 'deepseek_vit_412m', 'gemma4_vit_167m',
 
 
 def classifier(network='test_resnet', neck=None, head=None, kind=None,
-               data_preprocessor=None, **backbone):
+               data_preprocessor=None, size=None, **backbone):
     """A model whose norms, and classifier, do something."""
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
@@ -54,7 +54,8 @@ def classifier(network='test_resnet', neck=None, head=None, kind=None,
         for layer in norms:  # or all images give about the same
             layer.momentum = 1
         model.train().extract_feat(torch.randn(
-            4, model.backbone.in_channels, *model.backbone.image_size))
+            4, model.backbone.in_channels, *(
+                size or model.backbone.image_size)))
     return model.eval()
 
 
@@ -163,7 +164,8 @@ def test_each_module_goes_back_or_not_as_the_table_says(row):
     name = row['network']
     for out_feature in ('final_conv', 'pre_logits'):
         found = row[out_feature]
-        model = classifier(name, out_feature=out_feature)
+        model = classifier(name, size=image_size(name),
+                           out_feature=out_feature)
         x = images(name, 2)
         if 'refused' in found:
             with pytest.raises(ValueError) as error:
