@@ -32,7 +32,7 @@ from gap_plugin.export.onnx import (
     write_onnx,
 )
 from gap_plugin.export.photo_graph import PhotoGraph, prepend
-from gap_plugin.export.preprocessing import split_pipeline
+from gap_plugin.export.pipeline import split_pipeline
 from gap_plugin.export.scores import Scores
 from gap_plugin.features.images import build_dataset
 from gap_plugin.timm_network import DataSettings

@@ -1,14 +1,13 @@
 """Files that run without this package: ONNX, torch's own program, timm's.
 
 In the order in which they build on each other: :mod:`.onnx` (a module as a
-file, and back), :mod:`.preprocessing` (a test pipeline), :mod:`.photo_graph`
-(as a graph),
-:mod:`.checking` (whether a file gives what the model gives),
-:mod:`.about` (what it says of the model),
-:mod:`.scores` (a model as a function of images),
-:mod:`.classifier` (as a file that takes photos), :mod:`.torch_program`;
-:mod:`.timm_layers`, :mod:`.timm_classifier` (the network that timm would
-build for it), :mod:`.timm_settings` (its preprocessing), :mod:`.to_timm`,
+file, and back), :mod:`.pipeline` (what of a test pipeline can be in it),
+:mod:`.photo_graph` (that pipeline as a graph), :mod:`.checking` (whether a
+file gives what the model gives), :mod:`.about` (what it says of the model),
+:mod:`.scores` (a model as a function of images), :mod:`.classifier` (a model
+as a file that takes photos), :mod:`.torch_program` (as a program of torch);
+:mod:`.timm_layers`, :mod:`.timm_classifier` (the network that timm would build
+for it), :mod:`.timm_settings` (its preprocessing), :mod:`.to_timm`,
 :mod:`.hub`.
 """
 

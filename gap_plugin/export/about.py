@@ -10,7 +10,7 @@ from torch import nn
 from ..host import versions
 from ..version import __version__
 from .checking import Samples
-from .preprocessing import statistics, takes_rgb
+from .pipeline import statistics, takes_rgb
 
 
 @dataclass(frozen=True)

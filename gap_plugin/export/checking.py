@@ -11,7 +11,7 @@ from mmengine.dataset import default_collate
 from torch import nn
 
 from ..datasets.loading import cannot_read
-from .preprocessing import check_preprocessor, pipeline_of, split_pipeline
+from .pipeline import check_preprocessor, pipeline_of, split_pipeline
 
 #: Largest difference of logits and maps, by the largest one of an image.
 NETWORK = 1e-4

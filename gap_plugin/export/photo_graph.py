@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from ..datasets import CenterPad
-from .preprocessing import statistics, takes_rgb
+from .pipeline import statistics, takes_rgb
 
 _RESIZE = dict(
     bicubic=dict(mode='cubic', cubic_coeff_a=-0.5, antialias=1),

@@ -77,8 +77,9 @@ def reference(model: nn.Module, samples: Samples, module: Scores
         predicted = [sample.pred_score for sample in model(
             samples.inputs[:8], mode='predict')]
     if not np.allclose(expected[0][:8], torch.stack(predicted), atol=1e-5):
+        head = getattr(model, 'head', model)
         raise ValueError(
-            f'{type(model.head).__name__} predicts other scores than the '
+            f'{type(head).__name__} predicts other scores than the '
             f'{module.activation} of its logits: it is none that can be '
             'exported.')
     return expected

@@ -16,7 +16,7 @@ from torch import nn
 from ..datasets.pipelines import test_steps
 from ..timm_network import DataSettings
 from .checking import PIXELS, Samples, read_samples
-from .preprocessing import statistics, takes_rgb
+from .pipeline import statistics, takes_rgb
 
 
 def preprocessing_of(
