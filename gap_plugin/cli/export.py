@@ -9,6 +9,10 @@ the classes: the test pipeline is in the file. With --no-preprocessing it takes
 float32 (N, C, H, W) as they leave the data preprocessor; the batch is of any
 size, height and width are fixed.
 
+--format timm: a folder that timm.create_model('local-dir:FOLDER',
+pretrained=True) loads, as timm writes it for the weights hub. Where timm's
+network has other layers behind the map, it is refused with their names.
+
 A file is compared with the model on images of the config's test set before it
 gets its name; one that is too far off is not written.
 """
@@ -25,7 +29,9 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..engine.building import build_classifier, check_classes
-from ..export import export_onnx, export_torch
+from ..export import export_onnx, export_timm, export_torch, push_to_hub
+from ..export.hub import check_repository
+from ..export.to_timm import check_place
 from ..features.images import build_dataset, loader_config
 from . import console
 from .building import load_config
@@ -52,12 +58,14 @@ class Format:
         suffix: What its name ends in; an empty one is of a folder.
         options: Flags that it takes, beside those of all formats.
         following: The command to type next; ``{out}`` is the file.
+        needs_images: Whether it can only be checked on images of the data.
     """
 
     write: Callable[[Model, argparse.Namespace], dict[str, str]]
     suffix: str
     options: tuple[str, ...] = ()
     following: str | None = None
+    needs_images: bool = True
 
 
 def _onnx(found: Model, args: argparse.Namespace) -> dict[str, str]:
@@ -75,11 +83,23 @@ def _torch(found: Model, args: argparse.Namespace) -> dict[str, str]:
         cam=args.cam, logits=args.logits, count=args.images).lines()
 
 
+def _timm(found: Model, args: argparse.Namespace) -> dict[str, str]:
+    lines = export_timm(
+        found.model, args.out, found.dataset, classes=found.classes,
+        count=args.images, force=args.force).lines()
+    if args.push_to_hub:
+        console.header(lines)
+        lines = {'pushed': push_to_hub(args.out, args.push_to_hub)}
+    return lines
+
+
 #: --format -> how it is written.
 FORMATS = {
     'onnx': Format(_onnx, '.onnx', ('preprocessing', 'cam', 'logits', 'int8',
                                     'images')),
     'torch': Format(_torch, '.pt2', ('cam', 'logits', 'images')),
+    'timm': Format(_timm, '', ('images', 'push_to_hub'),
+                   needs_images=False),
 }
 
 
@@ -91,9 +111,10 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--format', choices=list(FORMATS), default='onnx',
                        help='onnx by default')
     found.add_argument('--out', required=True, help='the file, which ends in '
-                       + ' or '.join(f'{kind.suffix} ({name})'
+                       + ', '.join(f'{kind.suffix} ({name})'
                                      for name, kind in FORMATS.items()
-                                     if kind.suffix))
+                                     if kind.suffix)
+                       + '; a folder (timm)')
     found.add_argument('--force', action='store_true',
                        help='overwrite what is there')
     found.add_argument('--no-preprocessing', dest='preprocessing',
@@ -109,6 +130,8 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--images', type=int, metavar='N',
                        help='images of the test set that the file is '
                        'compared on (32; 1000 with --int8)')
+    found.add_argument('--push-to-hub', metavar='REPO', help='timm: upload '
+                       'the folder to this repository of Hugging Face, too')
     options_flag(found)
     found.set_defaults(work_dir=None, launcher='none', local_rank=0,
                        no_pin_memory=True)
@@ -148,6 +171,10 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f'images={args.images} must be 1 or more.')
     if out.is_dir() and kind.suffix:
         raise FileExistsError(f'--out {args.out!r} is a folder: name a file.')
+    if args.push_to_hub is not None:
+        check_repository(args.push_to_hub)
+    if not kind.suffix:
+        check_place(out, args.force)
     if out.exists() and not args.force:
         raise FileExistsError(f'{args.out!r} exists: name another one, or '
                               'use --force.')
@@ -170,12 +197,15 @@ def load(cfg: Config, args: argparse.Namespace) -> Model:
     try:
         loader = loader_config(cfg, split)
     except ValueError:
-        raise ValueError(
-            'the config has no test_dataloader and no val_dataloader, and a '
-            'file is compared with the model on images: add one.') from None
+        if FORMATS[args.format].needs_images:
+            raise ValueError(
+                'the config has no test_dataloader and no val_dataloader, '
+                'and a file is compared with the model on images: add one.'
+            ) from None
+        loader = None
     model = build_classifier(cfg, args.checkpoint).eval()
-    dataset = build_dataset(loader, split, model)
-    known = dataset.metainfo.get('classes')
+    dataset = loader and build_dataset(loader, split, model)
+    known = dataset.metainfo.get('classes') if dataset else None
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
     check_classes(checkpoint, known, args.checkpoint, split)
     meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}

@@ -1,18 +1,23 @@
-"""Files that run without this package: ONNX, torch's own program.
+"""Files that run without this package: ONNX, torch's own program, timm's.
 
 In the order in which they build on each other: :mod:`.onnx` (a module as a
 file, and back), :mod:`.pipeline` (what of a test pipeline can be in it),
 :mod:`.photo_graph` (that pipeline as a graph), :mod:`.checking` (whether a
 file gives what the model gives), :mod:`.about` (what it says of the model),
 :mod:`.scores` (a model as a function of images), :mod:`.int8` (in bytes),
-:mod:`.classifier` (a model
-as a file that takes photos), :mod:`.torch_program` (as a program of torch).
+:mod:`.classifier` (a model as a file that takes photos),
+:mod:`.torch_program` (as a program of torch); :mod:`.timm_layers`,
+:mod:`.timm_classifier` (the network that timm would build for it),
+:mod:`.timm_settings` (its preprocessing), :mod:`.to_timm`, :mod:`.hub`.
 """
 
 from .about import About
 from .classifier import export_onnx
+from .hub import push_to_hub
 from .onnx import open_onnx, read_metadata, write_onnx
+from .to_timm import TimmFolder, export_timm
 from .torch_program import export_torch
 
-__all__ = ['About', 'export_onnx', 'export_torch', 'open_onnx',
-           'read_metadata', 'write_onnx']
+__all__ = ['About', 'TimmFolder', 'export_onnx', 'export_timm',
+           'export_torch', 'open_onnx', 'push_to_hub', 'read_metadata',
+           'write_onnx']

@@ -15,9 +15,11 @@ from .create import (
     create_bare,
     create_network,
     is_registered,
+    without_weights,
 )
 from .depth import freeze, layer_depths, tune_part
 from .feature_map import FeaturePath, prepare, read_features
+from .hub import hub_answers
 from .image_settings import (
     DataSettings,
     DataSource,
@@ -34,8 +36,9 @@ from .weights import IMAGE_SIZE
 __all__ = [
     'IMAGE_SIZE', 'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath',
     'NetworkSpec', 'adapt', 'check_name', 'check_size', 'create_bare',
-    'create_network', 'data_source', 'freeze', 'is_registered',
+    'create_network', 'data_source', 'freeze', 'hub_answers',
+    'is_registered',
     'image_size', 'live_source', 'layer_depths', 'pair', 'prepare',
     'prepared', 'read_features', 'remember', 'run_for_shapes',
-    'size_refused', 'tune_part'
+    'size_refused', 'tune_part', 'without_weights'
 ]

@@ -57,6 +57,7 @@ class NetworkSpec:
         img_size: Height and width that it is built for; None for its own.
         timm_kwargs: Further arguments of ``timm.create_model``.
         checkpoint_key: What leads to the weights in a file with several.
+        num_classes: Of a classifier; 0 for none.
     """
 
     model_name: str
@@ -66,6 +67,7 @@ class NetworkSpec:
     img_size: tuple[int, int] | None = None
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
     checkpoint_key: str | None = None
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
@@ -107,12 +109,12 @@ class NetworkSpec:
     def key(self) -> tuple:
         """Equal for specs whose networks differ in weights at most."""
         return (self.model_name, self.in_channels, self.img_size,
-                repr(sorted(self.timm_kwargs.items())))
+                repr(sorted(self.timm_kwargs.items())), self.num_classes)
 
 
 def create_network(
         spec: NetworkSpec) -> tuple[torch.nn.Module, Loading | None]:
-    """Build a timm network without its classifier.
+    """Build a timm network, without its classifier unless one is asked for.
 
     Args:
         spec: What to build.
@@ -211,7 +213,7 @@ def _create(spec: NetworkSpec, loading: Loading | None) -> torch.nn.Module:
         spec.timm_kwargs,
         model_name=spec.model_name,
         pretrained=loading is not None,
-        num_classes=0,
+        num_classes=spec.num_classes,
         in_chans=spec.in_channels)
     try:
         if spec.img_size is None:

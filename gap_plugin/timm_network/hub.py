@@ -41,8 +41,8 @@ def reachable_weights(name: str) -> dict[str, Any]:
         repo, filename = cfg.hf_hub_id, cfg.hf_hub_filename
         if not repo:  # a plain address, which timm loads
             return {}
-    from huggingface_hub import constants, try_to_load_from_cache
-    if not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT):
+    from huggingface_hub import try_to_load_from_cache
+    if hub_answers():
         return {}
     repo, _, revision = repo.partition('@')
     for file in ([filename] if filename else
@@ -57,6 +57,12 @@ def reachable_weights(name: str) -> dict[str, Any]:
         'cache and the hub does not answer; fetch them once on a machine '
         'with a network and copy its Hugging Face cache (HF_HOME), or save '
         'them to a file and use checkpoint_path=FILE.')
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be asked."""
+    from huggingface_hub import constants
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
 
 
 def _answers(endpoint: str) -> bool:

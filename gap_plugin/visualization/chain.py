@@ -87,13 +87,18 @@ def _inside(name: str, part: nn.Module) -> Iterator[Named]:
         yield name, part
 
 
-def check_order(layers: list[Named]) -> nn.Module | None:
+def check_order(layers: list[Named],
+                pooled: bool = False) -> nn.Module | None:
     """Follow a map through the layers, and refuse what is not affine.
+
+    Args:
+        layers: In their order.
+        pooled: Whether the backbone has pooled it.
 
     Returns:
         The generalised mean that pools, if one does.
     """
-    pooled, gem = False, None
+    gem = None
     for i, (name, layer) in enumerate(layers):
         forward = type(layer).forward
         if forward is GAPNeck.forward:

@@ -123,7 +123,8 @@ def class_activation_map(
 
 
 @torch.no_grad()
-def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
+def fold(model: nn.Module, up_to_factor: bool = False,
+         vectors: bool = False) -> Folded:
     """Neck and head of a classifier as one affine map, in float64.
 
     ``logits map = weight @ feature map + bias``, at each position.
@@ -139,6 +140,8 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
             ``GeneralizedMeanPooling`` (one an image and channel). The mean
             of such a map is still the logit; that over a part of it is not
             what neck and head give of that part.
+        vectors: Whether a backbone is taken as well that gives vectors:
+            there is no map, but ``weight`` and ``bias`` are of the vector.
 
     Raises:
         ValueError: If the model is in training mode, or what stands behind
@@ -151,13 +154,14 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
                 f'{name or type(model).__name__} is in training mode, in '
                 'which a logit depends on the other images: call '
                 'model.eval() first.')
-    if getattr(model.backbone, 'out_strides', None) == ():
+    pooled = getattr(model.backbone, 'out_strides', None) == ()
+    if pooled and not vectors:
         raise ValueError(
             f'{type(model.backbone).__name__} with '
             "out_feature='pre_logits' gives vectors, which have no "
             "positions: take 'final_conv' or 'forward_features'.")
     layers = list(layers_of(model))
-    gem = check_order(layers)
+    gem = check_order(layers, pooled)
     factors = [f'{FACTORS[type(part).forward]} ({type(part).__name__})'
                for _, part in layers if type(part).forward in FACTORS]
     if factors and not up_to_factor:
