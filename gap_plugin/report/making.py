@@ -1,0 +1,169 @@
+"""From a model, its stores and its log to the page."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from torch import nn
+
+from ..datasets.checks import check_same_classes
+from ..features.images import check_split
+from ..features.store import FeatureStore
+from ..files import written_whole
+from . import figures, sections
+from .copies import Pair, find_pairs
+from .originals import Split
+from .page import render
+from .predictions import calibration, check_single_label, predict
+from .run_folder import series
+from .suspects import Suspects, rank_labels
+
+#: Columns of the table of suspects.
+COLUMNS = ('image', 'label', 'suggested', 'score')
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report has found.
+
+    Attributes:
+        html: The page.
+        accuracy: ``share`` of right images in percent, with ``low`` and
+            ``high`` of its interval.
+        calibration_error: Expected, 0 to 1.
+        copies: How many images are in the training split, too; None if
+            there is none.
+        suspects: Rows of :data:`COLUMNS`, the likeliest error first; empty
+            where they cannot be ranked.
+    """
+
+    html: str
+    accuracy: dict[str, Any]
+    calibration_error: float
+    copies: int | None
+    suspects: list[list[str]]
+
+
+def make_report(model: nn.Module, cfg: Config,
+                stores: Mapping[str, FeatureStore], split: str = 'val', *,
+                checkpoint: str = '', why: str = '',
+                log: Sequence[dict] = (), no_log: str = '',
+                facts: Mapping[str, str] | None = None,
+                suspects_file: str = '') -> Report:
+    """Make the page of a model and its data.
+
+    Args:
+        model: The classifier, with its weights.
+        cfg: The config that it was built from.
+        stores: Split -> stored features of this model: the evaluated split,
+            and ``'train'`` if the config has one.
+        split: Which one is evaluated.
+        checkpoint: What the page calls the weights.
+        why: Which of several checkpoints it is.
+        log: Rows of a training, as
+            :func:`~gap_plugin.report.run_folder.read_curves` gives them.
+        no_log: Why there are none.
+        facts: What else the last part says: name -> value.
+        suspects_file: What the page calls the table of suspects.
+
+    Raises:
+        ValueError: If the model does not choose one of several classes, or
+            labels or classes do not fit.
+    """
+    check_single_label(model)
+    sides = {name: Split(name, store, cfg, model)
+             for name, store in stores.items()}
+    if 'train' in sides:
+        check_same_classes({name: side.dataset
+                            for name, side in sides.items()})
+    for name, side in sides.items():
+        check_split(side.labels, model, name)
+    own, train = sides[split], sides.get('train')
+    found = predict(model, stores[split])
+    known = own.dataset.metainfo.get('classes') or ()
+    classes = [*known, *map(str, range(len(known), found.classes))]
+    names = sections.Names([*sides.values()], classes)
+    device = next(model.parameters()).device
+    same, near = (([], []) if train is None else find_pairs(
+        (train.names, own.names), (train.files, own.files),
+        (train.store.features, own.store.features),
+        (train.array, own.array), device))
+    # of one image that both splits name, the label is asked for once
+    ranked, rows, reason = None, [], ''
+    try:
+        ranked = _ranked(own, train, same, found.classes, device)
+    except ValueError as error:
+        reason = str(error)
+    order = [side for side in (train, own) if side is not None]
+    if ranked is not None:
+        rows = sections.suspect_rows(ranked, order, names)
+        told = sections.suspects(
+            ranked, order, names, suspects_file,
+            any(p.requires_grad for p in model.backbone.parameters()))
+    top, calibrated = sections.accuracy(found), calibration(found)
+    drawn, unit = series(list(log))
+    backbone = cfg.model.get('backbone') or {}
+    network = backbone.get('model_name') or backbone.get('type')
+    html = render(dict(
+        title=network, images=len(own), split=split,
+        class_count=found.classes, checkpoint=checkpoint, why=why,
+        root=names.root, accuracy=top,
+        classes=sections.class_rows(found, names, train),
+        mistakes=sections.mistakes(found, own, names, model),
+        suspects=dict(reason=reason) if ranked is None else told,
+        copies=dict(reason='the config has no training images.')
+        if train is None else sections.copies(same, near, own, train, names,
+                                              found),
+        confusion=sections.confusion(found, own, names),
+        calibration=sections.calibration(
+            calibrated, figures.reliability(calibrated)),
+        curves=dict(reason='' if drawn else no_log or 'there is no log.',
+                    figures=[(title, uri, _last(drawn, names_of))
+                             for title, uri, names_of in figures.curves(
+                                 drawn, unit)]),
+        facts=list((facts or {}).items()), config=cfg.pretty_text))
+    return Report(html, top, calibrated.error,
+                  None if train is None else len(same), rows)
+
+
+def _last(drawn: Mapping[str, list], names: Sequence[str]) -> str:
+    """How the curves of a diagram end, in words."""
+    return '; '.join(f'{name} ends at {drawn[name][-1][1]:.4g}'
+                     for name in names)
+
+
+def _ranked(own: Split, train: Split | None, same: list[Pair],
+            classes: int, device: Any) -> Suspects:
+    """The ranking of all images of the splits."""
+    if train is None:
+        return rank_labels(own.store.features, own.labels, classes=classes,
+                           device=device)
+    groups = np.arange(len(train) + len(own))
+    for pair in same:
+        groups[len(train) + pair.row] = pair.other
+    return rank_labels(
+        np.concatenate([train.store.features, own.store.features]),
+        np.concatenate([train.labels, own.labels]), groups, classes=classes,
+        device=device)
+
+
+def write_report(report: Report, out: str | Path,
+                 suspects: str | Path | None = None) -> None:
+    """Write the page, and the table of suspects.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    if suspects:
+        with written_whole(suspects) as path, open(
+                path, 'w', newline='', encoding='utf-8',
+                errors='backslashreplace') as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(report.suspects)
+    with written_whole(out) as path:
+        path.write_text(report.html, encoding='utf-8')
