@@ -14,6 +14,7 @@ which is made by one pass where there is none.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -198,11 +199,11 @@ def _log_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def _tell(found: 'object', args: argparse.Namespace, out: Path) -> None:
+def _tell(found: Any, args: argparse.Namespace, out: Path) -> None:
     """Say what was found."""
     top = found.accuracy
     console.header(dict(
-        mistakes=f'{top["wrong"]}, the worst of them with maps',
+        mistakes=f'{top["wrong"]} images of {args.split}',
         calibration=f'{100 * found.calibration_error:.1f} points apart',
         **({} if found.copies is None else dict(
             copies=f'{found.copies} images of {args.split} are in train'))))

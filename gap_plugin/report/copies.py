@@ -13,6 +13,8 @@ from ..progress import bar
 #: Cosine from which on pixels are compared. Equal pixels give equal
 #: features, but for the rounding of another batch.
 _ALIKE = 1 - 1e-4
+#: Why a pair is the same.
+SAME_FILE = 'the same file'
 _FEW = 3  # neighbours whose pixels are compared
 _BLOCK = 512  # images at a time
 
@@ -63,7 +65,7 @@ def find_pairs(names: Sequence[Sequence[str]],
     for row, name in enumerate(names[1]):
         # some data in memory call their images by their numbers
         if name in known and name != str(row):
-            same[row] = known[name], 'the same file'
+            same[row] = known[name], SAME_FILE
     rows = {names[1][row]: row for row in files[1]}
     for group in copies([(split, names[split][row], None) for split in (0, 1)
                          for row in files[split]]):

@@ -31,7 +31,8 @@ def reliability(found: Calibration) -> str:
               color='white', markeredgecolor=_TEXT, markersize=4,
               label='mean confidence of a bin')
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy')
-    axes.legend(frameon=False, fontsize=8, loc='upper left')
+    figure.legend(frameon=False, fontsize=7, loc='outside upper left',
+                  ncols=3, columnspacing=1.)
     below.bar(middle, found.counts, width * .92, color=_GREY)
     below.set(xlabel='confidence', ylabel='images')
     below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
@@ -70,6 +71,8 @@ def curves(found: Mapping[str, list],
             axes.plot(*points[::step].T, label=name, linewidth=1.5,
                       marker='.' if len(points) < 40 else None)
         axes.set(xlabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.ticklabel_format(axis='y', style='sci', scilimits=(-3, 4))
         axes.set_title(kind, fontsize=9, loc='left', parse_math=False)
         if len(groups[kind]) > 1:
             for text in axes.legend(frameon=False, fontsize=8).get_texts():

@@ -15,7 +15,7 @@ from ..features.images import check_split
 from ..features.store import FeatureStore
 from ..files import written_whole
 from . import figures, sections
-from .copies import Pair, find_pairs
+from .copies import SAME_FILE, Pair, find_pairs
 from .originals import Split
 from .page import render
 from .predictions import calibration, check_single_label, predict
@@ -92,7 +92,6 @@ def make_report(model: nn.Module, cfg: Config,
         (train.names, own.names), (train.files, own.files),
         (train.store.features, own.store.features),
         (train.array, own.array), device))
-    # of one image that both splits name, the label is asked for once
     ranked, rows, reason = None, [], ''
     try:
         ranked = _ranked(own, train, same, found.classes, device)
@@ -138,17 +137,24 @@ def _last(drawn: Mapping[str, list], names: Sequence[str]) -> str:
 
 def _ranked(own: Split, train: Split | None, same: list[Pair],
             classes: int, device: Any) -> Suspects:
-    """The ranking of all images of the splits."""
+    """The ranking of all images of the splits, of a file in both once."""
     if train is None:
         return rank_labels(own.store.features, own.labels, classes=classes,
                            device=device)
-    groups = np.arange(len(train) + len(own))
+    features, labels = (np.concatenate(sides) for sides in (
+        (train.store.features, own.store.features),
+        (train.labels, own.labels)))
+    groups, once = np.arange(len(labels)), np.ones(len(labels), bool)
     for pair in same:
-        groups[len(train) + pair.row] = pair.other
-    return rank_labels(
-        np.concatenate([train.store.features, own.store.features]),
-        np.concatenate([train.labels, own.labels]), groups, classes=classes,
-        device=device)
+        place = len(train) + pair.row
+        groups[place] = pair.other
+        once[place] = pair.why != SAME_FILE
+    rows = np.flatnonzero(once)
+    found = rank_labels(features[rows], labels[rows], groups[rows],
+                        classes=classes, device=device)
+    scores, suggested = np.zeros(len(labels)), np.zeros(len(labels), int)
+    scores[rows], suggested[rows] = found.scores, found.suggested
+    return Suspects(rows[found.order], scores, suggested)
 
 
 def write_report(report: Report, out: str | Path,

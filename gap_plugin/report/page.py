@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _HERE = Path(__file__).parent
 
@@ -30,6 +30,12 @@ def shown_lines(text: str) -> str:
     return '\n'.join(map(shown, text.split('\n')))
 
 
+def path(name: str) -> Markup:
+    """A name of a file, which may be broken behind each folder."""
+    return Markup(  # noqa: S704 escaped
+        str(escape(shown(name))).replace('/', '/<wbr>'))
+
+
 def percent(share: float) -> str:
     """A share between 0 and 1 as people write it."""
     return f'{100 * share:.0f} %' if .1 <= share <= .99 or share in (
@@ -46,7 +52,7 @@ def render(content: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(_HERE, encoding='utf-8'), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(shown=shown, shown_lines=shown_lines,
-                               percent=percent)
+                               path=path, percent=percent)
     style = (_HERE / 'page.css').read_text(encoding='utf-8')
     digest = hashlib.sha256(style.encode()).digest()
     return environment.get_template('page.html.jinja').render(

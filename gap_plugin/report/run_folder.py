@@ -118,7 +118,7 @@ def series(rows: list[dict]) -> tuple[dict[str, list], str]:
 
     Returns:
         Name -> pairs of place and value; and what places count: epochs
-        where the log tells them, or else iterations.
+        where the log tells them, or else steps.
     """
     first: dict[int, int] = {}  # epoch -> its first logged step
     for row in rows:
@@ -134,4 +134,4 @@ def series(rows: list[dict]) -> tuple[dict[str, list], str]:
         for key, value in row.items():
             if key not in _NO_CURVES and isinstance(value, (int, float)):
                 found.setdefault(key, []).append((at, float(value)))
-    return found, 'epoch' if first else 'iteration'
+    return found, 'epoch' if first else 'step'

@@ -87,7 +87,7 @@ def mistakes(found: Predictions, split: Split, names: Names,
     """The worst mistakes, with their maps where there are exact ones."""
     rows = found.mistakes[:CARDS]
     album = Album(ROOM['mistakes'], 200)
-    maps, told = None, dict(reason='', note='')
+    maps, told = None, dict(reason='', note='', cropped=False)
     if len(rows):
         try:
             maps, told['note'] = _maps(model, split, rows, found)
@@ -110,6 +110,10 @@ def mistakes(found: Predictions, split: Split, names: Names,
             except (AttributeError, ValueError) as error:
                 maps, told['reason'] = None, str(error)
         if maps is not None:
+            left, top, right, bottom = place.box
+            told['cropped'] |= (min(left, top) > 1
+                                or right < image.shape[1] - 1
+                                or bottom < image.shape[0] - 1)
             for key, values in zip(('chosen_map', 'label_map'), maps[i],
                                    strict=True):
                 card[key] = album.add(with_map(image, values, place, scale,

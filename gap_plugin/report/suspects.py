@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from ..probing.choice import folds
 from ..probing.neighbours import unit
@@ -68,6 +70,9 @@ def rank_labels(features: np.ndarray, labels: np.ndarray,
                          f'{classes}.')
     if groups is None:
         groups = np.arange(len(labels))
+    if len(np.unique(groups)) < FOLDS:
+        raise ValueError(f'label errors need {FOLDS} different images at '
+                         f'least, there are {len(np.unique(groups))}.')
     x = unit(features).to(device)
     y = torch.as_tensor(np.array(labels), device=device)
     shares = (out_of_fold(x, y, folds(labels, groups, FOLDS, seed), classes,
@@ -99,9 +104,11 @@ def out_of_fold(x: torch.Tensor, labels: torch.Tensor, fold: np.ndarray,
     count = int(fold.max()) + 1
     fold = torch.as_tensor(fold, device=x.device)
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
-    layer = torch.nn.Linear(x.shape[1], count * classes, device=x.device)
-    torch.nn.init.zeros_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
+    # from nothing, and so without a random number
+    layer = skip_init(nn.Linear, x.shape[1], count * classes,
+                      device=x.device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
     optimizer = torch.optim.AdamW(layer.parameters(), RATE,
                                   weight_decay=DECAY)
     size = min(max(64, len(x) // 200), 4096)
@@ -129,7 +136,8 @@ def out_of_fold(x: torch.Tensor, labels: torch.Tensor, fold: np.ndarray,
             advance(1)
     with torch.no_grad():
         return torch.cat([
-            logits(rows)[torch.arange(len(rows)), fold[rows]].softmax(1)
+            logits(rows)[torch.arange(len(rows), device=x.device),
+                         fold[rows]].softmax(1)
             for rows in torch.arange(len(x), device=x.device).split(_BLOCK)])
 
 
