@@ -21,7 +21,6 @@ from mmengine.config import Config
 from ..checkpoint_files import read_checkpoint_file
 from ..engine.building import check_classes
 from ..features import FeatureStore
-from ..features.images import build_dataset, data_list, loader_config
 from ..host import versions
 from ..version import __version__
 from . import console
@@ -108,29 +107,6 @@ def find_run(args: argparse.Namespace) -> tuple[Config, str]:
     return cfg, why
 
 
-def check_data(cfg: Config, args: argparse.Namespace, meta: dict) -> list:
-    """Refuse data that no report can be made of, ahead of the pass.
-
-    Returns:
-        The splits that are looked at.
-
-    Raises:
-        ValueError: If images have no label, or classes are not those of the
-            checkpoint.
-    """
-    from ..report.originals import check_one_label
-    splits = ['train'] if cfg.get('train_dataloader') else []
-    for split in [*splits, args.split]:
-        dataset = build_dataset(loader_config(cfg, split), split)
-        check_one_label(data_list(dataset)[1], split)
-        check_classes(dict(meta=meta), dataset.metainfo.get('classes'),
-                      args.checkpoint, split)
-    if not splits:
-        console.warn('the config has no train_dataloader: copies are not '
-                     'looked for, and labels of the split alone are ranked.')
-    return [*splits, args.split]
-
-
 def known_stores(args: argparse.Namespace, folder: Path) -> None:
     """Let stores that are there say how they were made."""
     for split in ('train', args.split):
@@ -143,7 +119,12 @@ def known_stores(args: argparse.Namespace, folder: Path) -> None:
 def run(args: argparse.Namespace) -> None:
     """Report."""
     try:
-        from ..report import make_report, read_curves, write_report
+        from ..report import (
+            find_splits,
+            make_report,
+            read_curves,
+            write_report,
+        )
         from ..report.predictions import check_single_label
     except ImportError as error:
         raise ImportError(
@@ -166,11 +147,20 @@ def run(args: argparse.Namespace) -> None:
     with one_run(cfg, 'report'):
         model = build_model(cfg, args)
         check_single_label(model)
-        splits = check_data(cfg, args, meta)
+        splits = find_splits(cfg, model, args.split)
+        for split, side in splits.items():
+            check_classes(dict(meta=meta), side.classes, args.checkpoint,
+                          split)
+        if 'train' not in splits:
+            console.warn('the config has no train_dataloader: copies are not '
+                         f'looked for, and labels of {args.split} alone are '
+                         'ranked.')
         console.header(dict(checkpoint=console.short(args.checkpoint)
                             + (f', {why}' if why else '')))
         stores = extract_splits(model, cfg, argparse.Namespace(
             **{**vars(args), 'out': str(folder), 'views': 0}), splits)
+        for split, side in splits.items():
+            side.open(stores[split])
         logs = _log_folder(args)
         total = (cfg.get('train_cfg') or {}).get('max_epochs')
         epoch = meta.get('epoch')
@@ -182,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
             config=console.short(args.config),
             **dict(versions(), gap_plugin=__version__))
         found = make_report(
-            model, cfg, stores, args.split,
+            model, cfg, splits,
             checkpoint=console.short(args.checkpoint), why=why,
             log=read_curves(logs),
             no_log=f'No log of a training is in {console.short(logs)!r}.',

@@ -27,7 +27,7 @@ class Pair:
         row: Of the evaluated split.
         other: Row of the training split.
         why: What is the same; empty for a pair that is only near.
-        cosine: Of their features, of which the mean is taken off.
+        cosine: Of their features.
     """
 
     row: int
@@ -81,20 +81,17 @@ def find_pairs(names: Sequence[Sequence[str]],
         for other, cosine in zip(nearest[row], cosines[row], strict=True):
             if cosine < _ALIKE:
                 break
-            if np.array_equal(features[1][row], features[0][other]):
-                same[row] = int(other), 'equal features'
-                break
             mine, theirs = pixels[1](row), pixels[0](int(other))
             if mine is not None and np.array_equal(mine, theirs):
                 same[row] = int(other), 'equal pixels'
                 break
-    centre = np.asarray(features[0], np.float32).mean(0)
+            if np.array_equal(features[1][row], features[0][other]):
+                same[row] = int(other), 'equal features'
+                break
+    asked, base = map(unit, reversed(features))
 
     def pair(row: int, other: int, why: str) -> Pair:
-        a, b = (np.asarray(side, np.float32) - centre for side in (
-            features[1][row], features[0][other]))
-        length = np.linalg.norm(a) * np.linalg.norm(b)
-        return Pair(row, other, why, float(a @ b / length) if length else 1.)
+        return Pair(row, other, why, float(asked[row] @ base[other]))
 
     near = sorted((pair(row, int(nearest[row][0]), '')
                    for row in range(len(names[1])) if row not in same),

@@ -10,16 +10,13 @@ import numpy as np
 from mmengine.config import Config
 from torch import nn
 
-from ..datasets.checks import check_same_classes
-from ..features.images import check_split
-from ..features.store import FeatureStore
 from ..files import written_whole
 from . import figures, sections
 from .copies import SAME_FILE, Pair, find_pairs
-from .originals import Split
 from .page import render
 from .predictions import calibration, check_single_label, predict
 from .run_folder import series
+from .splits import Split
 from .suspects import Suspects, rank_labels
 
 #: Columns of the table of suspects.
@@ -49,7 +46,7 @@ class Report:
 
 
 def make_report(model: nn.Module, cfg: Config,
-                stores: Mapping[str, FeatureStore], split: str = 'val', *,
+                splits: Mapping[str, Split], *,
                 checkpoint: str = '', why: str = '',
                 log: Sequence[dict] = (), no_log: str = '',
                 facts: Mapping[str, str] | None = None,
@@ -59,9 +56,8 @@ def make_report(model: nn.Module, cfg: Config,
     Args:
         model: The classifier, with its weights.
         cfg: The config that it was built from.
-        stores: Split -> stored features of this model: the evaluated split,
-            and ``'train'`` if the config has one.
-        split: Which one is evaluated.
+        splits: Those of :func:`~gap_plugin.report.find_splits`, each with
+            its store; the last one is evaluated.
         checkpoint: What the page calls the weights.
         why: Which of several checkpoints it is.
         log: Rows of a training, as
@@ -71,22 +67,15 @@ def make_report(model: nn.Module, cfg: Config,
         suspects_file: What the page calls the table of suspects.
 
     Raises:
-        ValueError: If the model does not choose one of several classes, or
-            labels or classes do not fit.
+        ValueError: If the model does not choose one of several classes.
     """
     check_single_label(model)
-    sides = {name: Split(name, store, cfg, model)
-             for name, store in stores.items()}
-    if 'train' in sides:
-        check_same_classes({name: side.dataset
-                            for name, side in sides.items()})
-    for name, side in sides.items():
-        check_split(side.labels, model, name)
-    own, train = sides[split], sides.get('train')
-    found = predict(model, stores[split])
-    known = own.dataset.metainfo.get('classes') or ()
+    (*others, own) = splits.values()
+    train = others[0] if others else None
+    found = predict(model, own.store)
+    known = own.classes or ()
     classes = [*known, *map(str, range(len(known), found.classes))]
-    names = sections.Names([*sides.values()], classes)
+    names = sections.Names([*splits.values()], classes)
     device = next(model.parameters()).device
     same, near = (([], []) if train is None else find_pairs(
         (train.names, own.names), (train.files, own.files),
@@ -97,18 +86,17 @@ def make_report(model: nn.Module, cfg: Config,
         ranked = _ranked(own, train, same, found.classes, device)
     except ValueError as error:
         reason = str(error)
-    order = [side for side in (train, own) if side is not None]
     if ranked is not None:
-        rows = sections.suspect_rows(ranked, order, names)
+        rows = sections.suspect_rows(ranked, [*splits.values()], names)
         told = sections.suspects(
-            ranked, order, names, suspects_file,
+            ranked, [*splits.values()], names, suspects_file,
             any(p.requires_grad for p in model.backbone.parameters()))
     top, calibrated = sections.accuracy(found), calibration(found)
     drawn, unit = series(list(log))
     backbone = cfg.model.get('backbone') or {}
     network = backbone.get('model_name') or backbone.get('type')
     html = render(dict(
-        title=network, images=len(own), split=split,
+        title=network, images=len(own), split=own.name,
         class_count=found.classes, checkpoint=checkpoint, why=why,
         root=names.root, accuracy=top,
         classes=sections.class_rows(found, names, train),

@@ -10,17 +10,17 @@ from torch import nn
 from ..probing import interval
 from ..visualization import fold, locate
 from .copies import Pair
-from .originals import Split
 from .pictures import Album, Picture, with_map
 from .predictions import BINS, Calibration, Predictions
+from .splits import Split
 from .suspects import NEIGHBOURS, Suspects
 
 #: Cards of a part, and names of a list.
-CARDS, PAIRS, NAMED = 24, 12, 100
+CARDS, PAIRS, NEAR, NAMED = 24, 12, 24, 100
 #: Classes of a confusion matrix; images of a cell, right and wrong.
 MATRIX, RIGHT, WRONG = 20, 6, 24
 #: Bytes of the pictures of a part: 4 MB in all, with 1 MB left for text.
-ROOM = dict(mistakes=1_300_000, suspects=500_000, copies=700_000,
+ROOM = dict(mistakes=1_200_000, suspects=500_000, copies=800_000,
             confusion=1_500_000)
 
 
@@ -216,7 +216,7 @@ def copies(same: list[Pair], near: list[Pair], split: Split, train: Split,
         reason='', count=len(same), same=[card(p) for p in same[:PAIRS]],
         others=[card(p, False) for p in others[:NAMED]],
         unnamed=max(len(others) - NAMED, 0),
-        near=[card(p) for p in near[:PAIRS]],
+        near=[card(p) for p in near[:NEAR]],
         without=100 * float(found.right[alone].mean()) if alone.any()
         else None,
         relabelled=sum(split.labels[p.row] != train.labels[p.other]

@@ -7,8 +7,10 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from torch import nn
 
+from ..datasets.checks import check_same_classes
 from ..features.images import (
     build_dataset,
+    check_split,
     data_list,
     described,
     loader_config,
@@ -19,12 +21,10 @@ from ..features.store import FeatureStore
 
 
 class Split:
-    """Rows of a store, and the images that they were made of.
+    """Images of a split, and rows of a store that were made of them.
 
     Args:
         name: ``'train'``, ``'val'`` or ``'test'``.
-        store: Its features, as :func:`~gap_plugin.features.extract` gives
-            them for this config.
         cfg: The config.
         model: The classifier.
 
@@ -32,17 +32,32 @@ class Split:
         names (list[str]): Of the images, in the order of the rows.
         files (list[int]): Rows whose names are those of local files.
         labels (np.ndarray): ``(N, )``, class indices.
+        classes (Sequence[str] | None): Their names, if they are known.
+        store (FeatureStore): Of :meth:`open`.
 
     Raises:
-        ValueError: If its images have no label, or several.
+        ValueError: If its images have no label, or several, or one that the
+            model has no class for.
     """
 
-    def __init__(self, name: str, store: FeatureStore, cfg: Config,
-                 model: nn.Module) -> None:
-        self.name, self.store = name, store
+    store: FeatureStore
+
+    def __init__(self, name: str, cfg: Config, model: nn.Module) -> None:
+        self.name = name
         self.dataset = build_dataset(loader_config(cfg, name), name, model)
-        names, labels, files = data_list(self.dataset)
-        check_one_label(labels, name)
+        self.names, self.labels, self.files = data_list(self.dataset)
+        _check_one_label(self.labels, name)
+        check_split(self.labels, model, name)
+        self.classes = self.dataset.metainfo.get('classes')
+        self._places = [*range(len(self.names))]
+        self._originals = Originals(self.dataset, model)
+
+    def open(self, store: FeatureStore) -> None:
+        """Take the rows of a store, as extraction gives it for this split.
+
+        Images that were left out there are left out here.
+        """
+        names, files, self.store = self.names, self.files, store
         skipped, known = set(store.description['skipped']), names
         former = store.fingerprint.get('root')
         if skipped and former:  # as extraction tells them, if they moved
@@ -53,7 +68,6 @@ class Split:
         rows = {place: row for row, place in enumerate(self._places)}
         self.files = [rows[i] for i in files if i in rows]
         self.labels = np.asarray(store.labels)
-        self._originals = Originals(self.dataset, model)
 
 
     def __len__(self) -> int:
@@ -82,7 +96,7 @@ class Split:
         return self._originals.transform(image)
 
 
-def check_one_label(labels: np.ndarray | None, split: str) -> None:
+def _check_one_label(labels: np.ndarray | None, split: str) -> None:
     """Refuse images that have no label, or several.
 
     Raises:
@@ -93,6 +107,26 @@ def check_one_label(labels: np.ndarray | None, split: str) -> None:
         raise ValueError(
             f'the images of {split!r} have several labels each: a report is '
             'of images that are of one class.')
+
+
+def find_splits(cfg: Config, model: nn.Module,
+                split: str) -> dict[str, Split]:
+    """The splits of a report: the training images, if any, and another one.
+
+    Args:
+        cfg: The config.
+        model: The classifier.
+        split: What is evaluated.
+
+    Raises:
+        ValueError: If their classes differ, or as :class:`Split` does.
+    """
+    names = ['train'] * bool(cfg.get('train_dataloader')) + [split]
+    found = {name: Split(name, cfg, model) for name in names}
+    if 'train' in found:
+        check_same_classes({name: side.dataset
+                            for name, side in found.items()})
+    return found
 
 
 class Originals:
