@@ -38,6 +38,10 @@ with warnings.catch_warnings():
         TimmFeatureBackbone,
         TimmFeatureClassifier,
     )
+    from .visualization import (
+        ClassActivationHook,
+        class_activation_map,
+    )
 from .version import __version__
 
 allow_host_checkpoints()
@@ -45,8 +49,9 @@ check_host_loads()
 
 __all__ = [
     'AtomicCheckpointHook', 'BNNeck', 'Bfloat16OptimWrapper',
-    'BindPipelineHook', 'Digits', 'GAPNeck', 'LinearHead', 'LoadTimmImage',
-    'TimmFeatureBackbone', 'TimmFeatureClassifier', 'TimmTestTransform',
-    'TimmTrainTransform', '__version__', 'allow_classes',
+    'BindPipelineHook', 'ClassActivationHook', 'Digits', 'GAPNeck',
+    'LinearHead', 'LoadTimmImage', 'TimmFeatureBackbone',
+    'TimmFeatureClassifier', 'TimmTestTransform', 'TimmTrainTransform',
+    '__version__', 'allow_classes', 'class_activation_map',
     'timm_test_pipeline', 'timm_train_pipeline'
 ]

@@ -7,10 +7,13 @@ from importlib import import_module
 COMMANDS = {
     'train': ('train', 'train a model from a config'),
     'test': ('test', 'evaluate a checkpoint'),
+    'predict': ('predict', 'predict the classes of images, as a table'),
     'extract': ('extract', 'store the features of a frozen network'),
     'probe': ('probe', 'train neck and head on stored features'),
+    'cam': ('cam', 'draw where a model sees its classes'),
     'report': ('report', 'a page that finds what to mend in the data'),
     'rank': ('rank', 'compare backbones on your data'),
+    'export': ('export', 'write a model as a file to deploy'),
     'backbones': ('backbones', "list timm's networks, or describe one"),
     'new-config': ('new_config', 'write a config for a network and your data'),
 }

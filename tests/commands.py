@@ -38,9 +38,10 @@ PATH = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
 #: Script of ``tools/`` -> module of ``gap_plugin.cli``.
 MODULES = {
     'train.py': 'train', 'test.py': 'test', 'extract_features.py': 'extract',
-    'linear_probe.py': 'probe', 'report.py': 'report',
-    'rank_backbones.py': 'rank', 'backbones.py': 'backbones',
-    'make_config.py': 'new_config'
+    'linear_probe.py': 'probe', 'rank_backbones.py': 'rank',
+    'backbones.py': 'backbones', 'make_config.py': 'new_config',
+    'predict.py': 'predict', 'cam.py': 'cam', 'report.py': 'report',
+    'export.py': 'export'
 }
 
 

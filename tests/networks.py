@@ -258,3 +258,20 @@ def raw(name: str, seed: int = 0, **kwargs) -> torch.nn.Module:
     """The network as timm builds it, without a classifier, in eval mode."""
     torch.manual_seed(seed)
     return timm.create_model(name, num_classes=0, **kwargs).eval()
+
+
+def spoilt(model: torch.nn.Module) -> torch.nn.Module:
+    """Norms and scales as different as after training, in place.
+
+    Of a network as it is made, many add next to nothing: a map of theirs is
+    the same everywhere.
+    """
+    for name, values in [*model.named_parameters(), *model.named_buffers()]:
+        if not values.is_floating_point() or values.numel() < 2 or (
+                values.detach().std() > 0):
+            continue  # drawn by chance already
+        if name.endswith(('bias', 'running_mean')):
+            torch.nn.init.normal_(values, std=.1)
+        else:
+            torch.nn.init.uniform_(values, .5, 1.)
+    return model

@@ -14,8 +14,8 @@ PACKAGE = ROOT / 'gap_plugin'
 ORDER = ('version', 'requirements', 'messages', 'arguments', 'files',
          'locks', 'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
          'timm_network', 'models', 'datasets', 'engine', 'config_writer',
-         'visualization',
-         'features', 'probing', 'report', 'ranking', 'cli')
+         'visualization', 'export', 'features', 'probing', 'prediction',
+         'report', 'ranking', 'cli')
 
 #: file -> what it imports from below it, and why.
 EXCEPTIONS = {}

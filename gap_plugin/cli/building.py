@@ -177,6 +177,17 @@ def apply_options(cfg: Config, options: dict | None) -> None:
             loader.persistent_workers = False  # there is none to stay
 
 
+def check_checkpoint(name: str) -> None:
+    """Refuse a checkpoint that is not there, ahead of building a model.
+
+    Raises:
+        ValueError: With its name.
+    """
+    if '://' not in name and not Path(name).exists():
+        raise ValueError(f'checkpoint {name!r} is not there: name one that '
+                         'training has written.')
+
+
 def build_runner(cfg: Config, args: argparse.Namespace) -> Runner:
     """Build the runner that a config asks for.
 
@@ -239,9 +250,16 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
     return stores
 
 
-def build_model(cfg: Config, args: argparse.Namespace) -> nn.Module:
-    """Build the model of a config, with its weights, outside of a runner."""
+def build_model(cfg: Config, args: argparse.Namespace,
+                whole: bool = False) -> nn.Module:
+    """Build the model of a config, with its weights, outside of a runner.
+
+    Args:
+        cfg: The config.
+        args: Flags, ``checkpoint`` and ``launcher`` among them.
+        whole: Whether neck and head need weights, too.
+    """
     if args.launcher != 'none' and not init_cpu_group(args.launcher):
         init_dist(args.launcher, **(cfg.get('env_cfg') or {}).get(
             'dist_cfg', {}))
-    return build_classifier(cfg, args.checkpoint)
+    return build_classifier(cfg, args.checkpoint, whole)

@@ -18,13 +18,19 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..checkpoint_files import read_checkpoint_file
 from ..engine.building import check_classes
 from ..features import FeatureStore
 from ..host import versions
+from ..prediction.tables import check_format
 from ..version import __version__
 from . import console
-from .building import build_model, extract_splits, load_config, one_run
+from .building import (
+    build_model,
+    check_checkpoint,
+    extract_splits,
+    load_config,
+    one_run,
+)
 from .command import command
 from .flags import parser, run_flags
 
@@ -39,7 +45,8 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--out', help='the page; <work-dir>/report.html by '
                        'default')
     found.add_argument('--suspects', metavar='FILE.csv',
-                       help='all images, the likeliest label error first')
+                       help='all images, the likeliest label error first; '
+                       'also .json, .parquet')
     found.add_argument('--split', choices=['val', 'test'], default='val',
                        help='what is evaluated')
     found.add_argument('--features', metavar='FOLDER', help='of the stores; '
@@ -59,7 +66,10 @@ def check_files(args: argparse.Namespace, out: Path) -> None:
     Raises:
         ValueError: If one exists, or has no folder.
     """
-    files = [out, *([Path(args.suspects)] if args.suspects else [])]
+    files = [out]
+    if args.suspects:
+        check_format(Path(args.suspects))
+        files.append(Path(args.suspects))
     if len({path.resolve() for path in files}) < len(files):
         raise ValueError('--out and --suspects name one file: give each its '
                          'own.')
@@ -100,10 +110,7 @@ def find_run(args: argparse.Namespace) -> tuple[Config, str]:
     if args.checkpoint is None:
         path, why = find_checkpoint(folder, cfg)
         args.checkpoint = str(path)
-    elif '://' not in args.checkpoint and not (
-            Path(args.checkpoint).is_file()):
-        raise ValueError(f'checkpoint {args.checkpoint!r} is not there: name '
-                         'one that training has written.')
+    check_checkpoint(args.checkpoint)
     return cfg, why
 
 
@@ -137,20 +144,15 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else _default_out(args)
     check_files(args, out)
     folder = Path(args.features or Path(args.work_dir) / 'features')
-    checkpoint = read_checkpoint_file(args.checkpoint) if (
-        '://' not in args.checkpoint) else {}
-    meta = checkpoint.get('meta') or {} if isinstance(
-        checkpoint, dict) else {}
-    del checkpoint
     args.dtype = 'float32'
     known_stores(args, folder)
     with one_run(cfg, 'report'):
-        model = build_model(cfg, args)
+        model = build_model(cfg, args, whole=True)
         check_single_label(model)
         splits = find_splits(cfg, model, args.split)
         for split, side in splits.items():
-            check_classes(dict(meta=meta), side.classes, args.checkpoint,
-                          split)
+            check_classes(dict(meta=dict(dataset_meta=model._dataset_meta)),
+                          side.classes, args.checkpoint, split)
         if 'train' not in splits:
             console.warn('the config has no train_dataloader: copies are not '
                          f'looked for, and labels of {args.split} alone are '
@@ -162,13 +164,9 @@ def run(args: argparse.Namespace) -> None:
         for split, side in splits.items():
             side.open(stores[split])
         logs = _log_folder(args)
-        total = (cfg.get('train_cfg') or {}).get('max_epochs')
-        epoch = meta.get('epoch')
         facts = dict(
             checkpoint=console.short(args.checkpoint)
             + (f' ({why})' if why else ''),
-            **({} if epoch is None else dict(epoch=f'{epoch}' + (
-                f' of {total}' if total else ''))),
             config=console.short(args.config),
             **dict(versions(), gap_plugin=__version__))
         found = make_report(

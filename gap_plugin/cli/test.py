@@ -15,7 +15,7 @@ from ..engine.building import model_config
 from ..engine.checkpoint_hook import ClassNamesHook
 from ..files import written_whole
 from . import console
-from .building import build_runner, load_config
+from .building import build_runner, check_checkpoint, load_config
 from .command import command
 from .console_hook import ConsoleHook
 from .flags import config_flag, parser, run_flags
@@ -64,9 +64,7 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f'--out {args.out!r}: there is no folder '
                          f'{str(Path(args.out).parent)!r}; make it first.')
-    if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
-        raise ValueError(f'checkpoint {args.checkpoint!r} is not there: name '
-                         'one that training has written.')
+    check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True

@@ -1,5 +1,7 @@
 """Lists of images and labels: as people write them, and for MMPretrain."""
 
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.fileio import list_from_file
@@ -37,6 +39,45 @@ def read_list(path: Path, root: Path) -> list[tuple[str, int]]:
             image = plain
         found.append((image, int(label)))
     return found
+
+
+def read_names(path: str | Path,
+               folders: Sequence[str]) -> tuple[str, list[str]]:
+    """Images of a list of lines ``image`` or ``image label``.
+
+    Of a line, what names a file is taken: the line as it is, or without what
+    an editor, Windows or a label has added to it.
+
+    Args:
+        path: The list.
+        folders: What its images may be relative to: the first folder that
+            has one of them is it, else the first one.
+
+    Returns:
+        The folder, and the names.
+
+    Raises:
+        ValueError: If the list cannot be decoded.
+    """
+    lines = [line.removesuffix('\r')
+             for line in read_text(path).split('\n') if line.strip()]
+
+    def found(line: str, folder: str) -> str | None:
+        return next((name for name in _readings(line)
+                     if os.path.isfile(os.path.join(folder, name))), None)
+
+    root = next((folder for folder in folders
+                 if any(found(line, folder) for line in lines)), folders[0])
+    return root, [found(line, root) or [*_readings(line)][-1]
+                  for line in lines]
+
+
+def _readings(line: str) -> Iterator[str]:
+    """What image a line may mean, the likeliest first."""
+    image, _, label = line.rstrip().rpartition(' ')
+    for name in (line, image) if image and label.isdigit() else (line, ):
+        yield name
+        yield name.strip().replace('\\', '/')
 
 
 def list_text(images: list[tuple[str, int]]) -> str:

@@ -1,6 +1,8 @@
 """The model of a config, as a runner builds it; classes of a checkpoint."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -14,9 +16,12 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..messages import shorten
+from ..models import TimmFeatureBackbone
+from ..timm_network.fit import needed
 
 
-def build_classifier(cfg: Config, checkpoint: str | None = None) -> nn.Module:
+def build_classifier(cfg: Config, checkpoint: str | None = None,
+                     whole: bool = False) -> nn.Module:
     """Build a model with its weights, on the device that there is.
 
     All that MMEngine's runner does up to there is done, in its order, but
@@ -25,9 +30,15 @@ def build_classifier(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     Args:
         cfg: The config.
         checkpoint: Weights; None for those that the config loads.
+        whole: Whether neck and head need weights, too: for predictions.
+
+    Returns:
+        The model. Its ``_dataset_meta`` is what the checkpoint says of its
+        data, the names of its classes among it: as MMPretrain's ``get_model``
+        leaves it.
 
     Raises:
-        ValueError: If a checkpoint does not fit its backbone.
+        ValueError: If a checkpoint does not fit.
     """
     if cfg.get('custom_imports'):  # a process that was given the config
         import_modules_from_strings(**cfg.custom_imports)
@@ -43,9 +54,44 @@ def build_classifier(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     model.init_weights()
     if checkpoint is None:
         checkpoint = cfg.get('load_from')
+    model._dataset_meta = {}
     if checkpoint is not None:  # an empty name is no file, as for a runner
-        load_checkpoint(model, checkpoint, map_location='cpu')
+        load = _load_whole if whole else partial(
+            load_checkpoint, map_location='cpu')
+        meta = load(model, checkpoint).get('meta') or {}
+        model._dataset_meta = meta.get('dataset_meta') or {}
     return model.to(get_device())
+
+
+def _load_whole(model: nn.Module, checkpoint: str) -> dict:
+    """Load all that a model needs, and give what the checkpoint holds.
+
+    Raises:
+        ValueError: If something is missing, or of another shape.
+    """
+    model.is_init = False  # it is not made to be trained
+    if any(isinstance(part, TimmFeatureBackbone) for part in model.modules()):
+        return load_checkpoint(model, checkpoint, map_location='cpu')
+    wants = needed(model)
+
+    def see(module: nn.Module, incompatible: Any) -> None:
+        incompatible.unexpected_keys.clear()
+        incompatible.missing_keys[:] = [
+            name for name in incompatible.missing_keys if name in wants]
+
+    handle = model.register_load_state_dict_post_hook(see)
+    try:
+        return load_checkpoint(model, checkpoint, map_location='cpu',
+                               strict=True)
+    except RuntimeError as error:
+        told = [line for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f'checkpoint {str(checkpoint)!r} does not fit the model of the '
+            f'config ({told[-1][:200]}): give the checkpoint of this model, '
+            'or the changes of the config that it was trained with.'
+        ) from None
+    finally:
+        handle.remove()
 
 
 def model_config(cfg: Config) -> ConfigDict:

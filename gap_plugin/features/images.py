@@ -1,13 +1,11 @@
 """The images of a split, and what a config says of them."""
 
 import os
-import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
@@ -17,6 +15,7 @@ from torch.utils.data import Dataset
 from ..datasets import bind_pipeline, source_of
 from ..datasets.checks import check_datasets, check_folder
 from ..datasets.loading import REPLACE_IT, cannot_read
+from ..engine.chance import seeded
 from ..files import of_each
 from ..messages import SHOWN, first_line
 from ..models.checks import check_labels
@@ -265,7 +264,7 @@ class Rows(Dataset):
         if row in self._known:
             return self._known[row]
         chance = (nullcontext() if self.view is None else
-                  _seeded(self.seed, self.view, row))
+                  seeded(self.seed, self.view, row))
         try:
             with chance:
                 return self.dataset[row]
@@ -277,19 +276,3 @@ class Rows(Dataset):
             if not isinstance(error, (OSError, ValueError)):
                 reason = f'{type(error).__name__}: {reason}'
             return Bad(reason[:300])
-
-
-@contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
-    """Fixed random numbers of Python, numpy and torch; others afterwards."""
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])

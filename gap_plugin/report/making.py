@@ -1,6 +1,5 @@
 """From a model, its stores and its log to the page."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ..files import written_whole
+from ..prediction.tables import write_table
 from . import figures, sections
 from .copies import SAME_FILE, Pair, find_pairs
 from .page import render
@@ -20,7 +20,7 @@ from .splits import Split
 from .suspects import Suspects, rank_labels
 
 #: Columns of the table of suspects.
-COLUMNS = ('image', 'label', 'suggested', 'score')
+COLUMNS = dict(image=str, label=str, suggested=str, score=np.float32)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Report:
     accuracy: dict[str, Any]
     calibration_error: float
     copies: int | None
-    suspects: list[list[str]]
+    suspects: list[tuple]
 
 
 def make_report(model: nn.Module, cfg: Config,
@@ -149,15 +149,18 @@ def write_report(report: Report, out: str | Path,
                  suspects: str | Path | None = None) -> None:
     """Write the page, and the table of suspects.
 
+    Args:
+        report: What was made.
+        out: The page.
+        suspects: The table, ``.csv``, ``.json`` or ``.parquet``.
+
     Raises:
         OSError: If a file cannot be written.
     """
     if suspects:
-        with written_whole(suspects) as path, open(
-                path, 'w', newline='', encoding='utf-8',
-                errors='backslashreplace') as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(report.suspects)
+        columns = [*zip(*report.suspects, strict=True)] or [()] * 4
+        columns[3] = np.array(columns[3], np.float32)
+        with written_whole(suspects) as path:
+            write_table(path, Path(suspects).suffix, COLUMNS, [columns])
     with written_whole(out) as path:
         path.write_text(report.html, encoding='utf-8')

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..messages import first_line
 from ..probing import interval
-from ..visualization import fold, locate
+from ..visualization import Explainer, Explanation, Location
 from .copies import Pair
 from .pictures import Album, Picture, with_map
 from .predictions import BINS, Calibration, Predictions
@@ -87,71 +88,61 @@ def mistakes(found: Predictions, split: Split, names: Names,
     """The worst mistakes, with their maps where there are exact ones."""
     rows = found.mistakes[:CARDS]
     album = Album(ROOM['mistakes'], 200)
-    maps, told = None, dict(reason='', note='', cropped=False)
-    if len(rows):
-        try:
-            maps, told['note'] = _maps(model, split, rows, found)
-        except ValueError as error:
-            told['reason'] = str(error)
-    scale = 1. if maps is None else float(maps.abs().max()) or 1.
-    cards = []
-    for i, row in enumerate(rows):
-        image = split.rgb(row)
-        card = dict(
-            name=names.image(split, row), picture=album.add(image),
-            predicted=names.classes[found.predicted[row]],
-            label=names.classes[found.labels[row]],
-            confidence=float(found.confidence[row]),
-            own=float(found.own[row]))
-        if maps is not None:
-            card.update(chosen_map=None, label_map=None)
-            try:
-                place = locate(split.transform, split.array(row))
-            except (AttributeError, ValueError) as error:
-                maps, told['reason'] = None, str(error)
-        if maps is not None:
-            left, top, right, bottom = place.box
-            told['cropped'] |= (min(left, top) > 1
-                                or right < image.shape[1] - 1
-                                or bottom < image.shape[0] - 1)
-            for key, values in zip(('chosen_map', 'label_map'), maps[i],
-                                   strict=True):
-                card[key] = album.add(with_map(image, values, place, scale,
-                                               album.side))
-        cards.append(card)
-    return dict(told, cards=cards, maps=maps is not None,
-                left_out=album.left_out, scale=f'{scale:.3g}',
-                legend=_legend())
-
-
-@torch.no_grad()
-def _maps(model: nn.Module, split: Split, rows: np.ndarray,
-          found: Predictions) -> tuple[torch.Tensor, str]:
-    """Maps ``(N, 2, h, w)`` for prediction and label, and what limits them."""
-    was = model.training
+    was, reason, explained = model.training, '', []
     model.eval()
     try:
-        folded = fold(model, up_to_factor=True)
-        device = next(model.parameters()).device
-        classes = torch.tensor(np.stack(
-            [found.predicted[rows], found.labels[rows]], 1), device=device)
-        maps = []
-        for row, pair in zip(rows, classes, strict=True):
-            sample = split.sample(row)
-            inputs = model.data_preprocessor(dict(
-                inputs=[sample['inputs']],
-                data_samples=[sample['data_samples']]))['inputs']
-            maps.append(folded.maps(model.backbone(inputs), pair[None])[0])
-        return torch.stack(maps).float().cpu(), folded.note
+        explainer = Explainer(model, split.pipeline, up_to_factor=True)
+        explained = [explainer(split.info(row)) for row in rows]
+    except ValueError as error:
+        reason = first_line(error)
     finally:
         model.train(was)
+    scale = max((float(each.maps.abs().max()) for each in explained),
+                default=0.) or 1.
+    cards, cropped = [], False
+    for i, row in enumerate(rows):
+        predicted, label = int(found.predicted[row]), int(found.labels[row])
+        card = dict(
+            name=names.image(split, row), predicted=names.classes[predicted],
+            label=names.classes[label], own=float(found.own[row]),
+            confidence=float(found.confidence[row]))
+        if explained:
+            each = explained[i]
+            maps = dict(zip(each.classes, each.maps, strict=True))
+            card.update(
+                picture=album.add(each.image),
+                chosen_map=_drawn(album, each, maps.get(
+                    predicted, each.predicted), scale),
+                label_map=_drawn(album, each, maps[label], scale))
+            cropped |= _is_cropped(each)
+        else:
+            card['picture'] = album.add(split.rgb(row))
+        cards.append(card)
+    notes = dict.fromkeys(each.note for each in explained if each.note)
+    return dict(cards=cards, maps=bool(explained), reason=reason,
+                note='; '.join(notes), cropped=cropped, scale=f'{scale:.3g}',
+                left_out=album.left_out, legend=_legend())
+
+
+def _drawn(album: Album, each: Explanation, values: torch.Tensor,
+           scale: float) -> Picture | None:
+    """A map on its image."""
+    return album.add(with_map(each.image, values, each.location, scale,
+                              album.side))
+
+
+def _is_cropped(each: Explanation) -> bool:
+    """Whether a part of an image has no map."""
+    (left, top, right, bottom), (height, width) = (
+        each.location.box, each.image.shape[:2])
+    return max(left, top, width - right, height - bottom) > 1
 
 
 def _legend() -> Picture | None:
     ramp = torch.linspace(-1, 1, 64)[None]
     white = np.full((4, 64, 3), 255, np.uint8)
-    place = locate(lambda image: image, white)
-    return Album(10_000, 256).add(with_map(white, ramp, place, 1., 128))
+    return Album(10_000, 256).add(with_map(
+        white, ramp, Location.whole(white), 1., 128))
 
 
 def suspects(found: Suspects, splits: Sequence[Split], names: Names,
@@ -172,14 +163,14 @@ def suspects(found: Suspects, splits: Sequence[Split], names: Names,
 
 
 def suspect_rows(found: Suspects, splits: Sequence[Split],
-                 names: Names) -> list[list[str]]:
-    """All of a ranking, as text: image, label, suggestion, score."""
+                 names: Names) -> list[tuple]:
+    """All of a ranking: image, label, suggestion, score."""
     rows = []
     for place in found.order:
         split, row = _place(splits, int(place))
-        rows.append([split.told(row), names.classes[split.labels[row]],
+        rows.append((split.told(row), names.classes[split.labels[row]],
                      names.classes[found.suggested[place]],
-                     f'{found.scores[place]:.6f}'])
+                     found.scores[place]))
     return rows
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, Compose
 from torch import nn
 
 from ..datasets.checks import check_same_classes
@@ -18,6 +18,7 @@ from ..features.images import (
     refuse_unlabelled,
 )
 from ..features.store import FeatureStore
+from ..visualization.explaining import as_shown
 
 
 class Split:
@@ -33,6 +34,7 @@ class Split:
         files (list[int]): Rows whose names are those of local files.
         labels (np.ndarray): ``(N, )``, class indices.
         classes (Sequence[str] | None): Their names, if they are known.
+        pipeline (Compose): Of the test.
         store (FeatureStore): Of :meth:`open`.
 
     Raises:
@@ -51,6 +53,7 @@ class Split:
         self.classes = self.dataset.metainfo.get('classes')
         self._places = [*range(len(self.names))]
         self._originals = Originals(self.dataset, model)
+        self.pipeline = self._originals.pipeline
 
     def open(self, store: FeatureStore) -> None:
         """Take the rows of a store, as extraction gives it for this split.
@@ -87,13 +90,9 @@ class Split:
         """An image to look at, ``(H, W, 3)`` of uint8, or None."""
         return self._originals.rgb(self._places[row])
 
-    def sample(self, row: int) -> dict:
-        """An image as a dataloader takes it."""
-        return self.dataset[self._places[row]]
-
-    def transform(self, image: np.ndarray) -> np.ndarray:
-        """What the transforms make of a loaded image, ``(H, W, C)``."""
-        return self._originals.transform(image)
+    def info(self, row: int) -> dict[str, Any]:
+        """What the pipeline takes of an image."""
+        return self.dataset.get_data_info(self._places[row])
 
 
 def _check_one_label(labels: np.ndarray | None, split: str) -> None:
@@ -144,16 +143,16 @@ class Originals:
         while not hasattr(inner, 'pipeline'):
             inner = (inner.dataset if hasattr(inner, 'dataset') else
                      inner.datasets[0])
-        self._steps = list(inner.pipeline.transforms)
+        self.pipeline: Compose = inner.pipeline
         self._bgr = bool(getattr(model.data_preprocessor, 'to_rgb', False))
         self._loaded = False  # whether a step has loaded it
 
     def array(self, row: int) -> np.ndarray | None:
         """An image as it is loaded; None if it cannot be read now."""
-        results, steps = self.dataset.get_data_info(row), self._steps
+        results = self.dataset.get_data_info(row)
         try:
             self._loaded = 'img' not in results
-            for step in steps:
+            for step in self.pipeline.transforms:
                 if 'img' in results:
                     break
                 results = step(results)
@@ -162,36 +161,9 @@ class Originals:
             return None
 
     def rgb(self, row: int) -> np.ndarray | None:
-        """An image to look at, ``(H, W, 3)`` of uint8.
-
-        Of more than three channels, the first three are shown; values of
-        other types from the lowest to the highest one.
-        """
+        """An image to look at, ``(H, W, 3)`` of uint8, RGB, or None."""
         found = self.array(row)
         if found is None or found.ndim not in (2, 3) or not found.size:
             return None
-        if found.dtype != np.uint8:
-            found = found.astype(np.float64)
-            lowest, highest = np.nanmin(found), np.nanmax(found)
-            found = np.nan_to_num(
-                255 * (found - lowest) / ((highest - lowest) or 1)
-            ).astype(np.uint8)
-        if found.ndim == 2:
-            found = found[..., None]
-        if found.shape[2] < 3:
-            return np.repeat(found[..., :1], 3, axis=2)
-        found = found[..., :3]
         # files are loaded as BGR
-        return np.ascontiguousarray(
-            found[..., ::-1] if self._loaded or self._bgr else found)
-
-    def transform(self, image: np.ndarray) -> np.ndarray:
-        """What the transforms make of a loaded image, ``(H, W, C)``."""
-        results: Any = dict(img=image, img_shape=image.shape[:2],
-                            ori_shape=image.shape[:2])
-        loading = True
-        for step in self._steps:
-            loading = loading and type(step).__name__.startswith('Load')
-            if not loading:
-                results = step(results)
-        return np.moveaxis(results['inputs'].numpy(), 0, -1)
+        return as_shown(found, self._loaded or self._bgr)

@@ -11,50 +11,16 @@ Discriminative Localization <https://arxiv.org/abs/1512.04150>`_, with the
 norms folded in. GradCAM of such a network is its positive part, without scale.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import is_model_wrapper
-from mmpretrain.models import ImageClassifier
-from mmpretrain.models.heads import (
-    ArcFaceClsHead,
-    LinearClsHead,
-    MultiLabelLinearClsHead,
-)
 from mmpretrain.models.heads.margin_head import NormProduct
-from mmpretrain.models.necks import (
-    ClsBatchNormNeck,
-    GeneralizedMeanPooling,
-    GlobalAveragePooling,
-    LinearNeck,
-)
 from torch import nn
 
-from ..models import BNNeck, GAPNeck, LinearHead
-
-#: What parts are made of, in the order of their forward. Parts are known by
-#: the functions that they run: a subclass that runs another is another part.
-_NECKS: dict[Any, tuple[str, ...]] = {
-    BNNeck.forward: ('bn', ),
-    GlobalAveragePooling.forward: ('gap', ),
-    ClsBatchNormNeck.forward: ('bn', ),
-    LinearNeck.forward: ('gap', 'fc', 'norm', 'act'),
-}
-_HEADS: dict[Any, tuple[str, ...]] = {
-    (LinearHead.forward, LinearHead.pre_logits): ('dropout', 'fc'),
-    (LinearClsHead.forward, LinearClsHead.pre_logits): ('fc', ),
-    (MultiLabelLinearClsHead.forward,
-     MultiLabelLinearClsHead.pre_logits): ('fc', ),
-    (ArcFaceClsHead.forward, ArcFaceClsHead.pre_logits): ('norm_product', ),
-}
-_NORMS = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
-_NOTHING = (nn.Identity.forward, nn.Dropout.forward)
-
-#: A layer with its name in the model.
-Named = tuple[str, nn.Module]
+from .chain import FACTORS, NORMS, check_order, classifier_of, layers_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +80,9 @@ class Folded:
             weight, bias = weight.to(x), bias.to(x)
             if self._gem is not None:
                 x = _of_gem(self._gem, x)
-            maps = weight @ x.flatten(2) + bias[..., None]
+            rows = 'kc' if weight.ndim == 2 else 'nkc'
+            maps = torch.einsum(f'{rows},ncp->nkp', weight, x.flatten(2))
+            maps = maps + bias[..., None]
             if self._scaled:
                 vector = x if self._neck is None else self._neck(features)
                 norm = _last(vector).to(x).norm(dim=1)
@@ -150,7 +118,7 @@ def class_activation_map(
     """
     folded = fold(model, up_to_factor)
     with torch.no_grad():
-        features = _classifier(model).backbone(inputs)
+        features = classifier_of(model).backbone(inputs)
     return folded.maps(features, classes)
 
 
@@ -176,7 +144,7 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
         ValueError: If the model is in training mode, or what stands behind
             its feature map is not affine; with the name of the part.
     """
-    model = _classifier(model)
+    model = classifier_of(model)
     for name, part in model.named_modules():
         if part.training:
             raise ValueError(
@@ -188,10 +156,10 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
             f'{type(model.backbone).__name__} with '
             "out_feature='pre_logits' gives vectors, which have no "
             "positions: take 'final_conv' or 'forward_features'.")
-    layers = list(_layers(model))
-    gem = _check_order(layers)
-    factors = [f'{_PER[type(part).forward]} ({type(part).__name__})'
-               for _, part in layers if type(part).forward in _PER]
+    layers = list(layers_of(model))
+    gem = check_order(layers)
+    factors = [f'{FACTORS[type(part).forward]} ({type(part).__name__})'
+               for _, part in layers if type(part).forward in FACTORS]
     if factors and not up_to_factor:
         raise ValueError(
             f'the map is exact up to a factor {" and ".join(factors)}: give '
@@ -209,7 +177,7 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
             bias = bias + (0 if layer.bias is None else
                            weight @ layer.bias.to(weight))
             weight = weight @ layer.weight.to(weight)
-        elif type(layer).forward in _NORMS:
+        elif type(layer).forward in NORMS:
             scale = (layer.running_var.to(weight) + layer.eps).rsqrt()
             if layer.weight is not None:
                 scale = scale * layer.weight.to(weight)
@@ -221,92 +189,6 @@ def fold(model: nn.Module, up_to_factor: bool = False) -> Folded:
     note = f'exact up to a factor {" and ".join(factors)}' if factors else ''
     return Folded(weight, bias, note, gem,
                   getattr(model, 'neck', None), scaled)
-
-
-#: What makes a factor, and how many there are.
-_PER = {NormProduct.forward: 'an image',
-        GeneralizedMeanPooling.forward: 'an image and channel'}
-
-
-def _classifier(model: nn.Module) -> nn.Module:
-    """What is in a wrapper; refused if it is not backbone, neck and head."""
-    while is_model_wrapper(model):
-        model = model.module
-    extract = getattr(type(model), 'extract_feat', None)
-    if (extract is not ImageClassifier.extract_feat
-            or getattr(model, 'head', None) is None):
-        raise ValueError(
-            f'{type(model).__name__} is no ImageClassifier of a backbone, a '
-            'neck and a head: a class activation map is of these.')
-    return model
-
-
-def _layers(model: nn.Module) -> Iterator[Named]:
-    """What a feature map goes through, layer by layer."""
-    neck, head = getattr(model, 'neck', None), model.head
-    if neck is not None:
-        yield from _inside('neck', neck)
-    kind = type(head).forward, getattr(type(head), 'pre_logits', None)
-    if kind not in _HEADS:
-        raise _not_affine('head', head)
-    for name in _HEADS[kind]:
-        yield f'head.{name}', getattr(head, name)
-
-
-def _inside(name: str, part: nn.Module) -> Iterator[Named]:
-    forward = type(part).forward
-    if forward is nn.Sequential.forward:
-        for inner, child in part.named_children():
-            yield from _inside(f'{name}.{inner}', child)
-    elif forward in _NECKS:
-        for inner in _NECKS[forward]:
-            yield f'{name}.{inner}', getattr(part, inner)
-    else:
-        yield name, part
-
-
-def _check_order(layers: list[Named]) -> nn.Module | None:
-    """Follow a map through the layers, and refuse what is not affine.
-
-    Returns:
-        The generalised mean that pools, if one does.
-    """
-    pooled, gem = False, None
-    for i, (name, layer) in enumerate(layers):
-        forward = type(layer).forward
-        if forward is GAPNeck.forward:
-            pooled = True  # which lets vectors pass
-        elif forward is nn.AdaptiveAvgPool2d.forward and not pooled and (
-                layer.output_size in (1, (1, 1))):
-            pooled = True
-        elif forward is GeneralizedMeanPooling.forward and not pooled and all(
-                type(before).forward in _NOTHING for _, before in layers[:i]):
-            pooled, gem = True, layer
-        elif forward in _NORMS:
-            if layer.running_mean is None:
-                raise ValueError(
-                    f'{name} ({type(layer).__name__} with '
-                    'track_running_stats=False) normalises by the other '
-                    'images: there is no map of one image alone.')
-        elif forward in (nn.Linear.forward, NormProduct.forward):
-            if not pooled:
-                raise ValueError(
-                    f'there is no global average pooling ahead of {name} '
-                    f'({type(layer).__name__}): put a GAPNeck first.')
-            if forward is NormProduct.forward and (
-                    i + 1 < len(layers) or layer.k > 1
-                    or layer.bias is not None):
-                raise _not_affine(name, layer)
-        elif forward not in _NOTHING:
-            raise _not_affine(name, layer)
-    return gem
-
-
-def _not_affine(name: str, part: nn.Module) -> ValueError:
-    return ValueError(
-        f'{name} is {type(part).__name__}, behind which a logit is no mean '
-        'over positions: there is no exact class activation map. Poolings, '
-        'batch norms and linear layers have one.')
 
 
 def _rows(last: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
@@ -321,7 +203,8 @@ def _of_gem(pooling: nn.Module, x: torch.Tensor) -> torch.Tensor:
         x = x.clamp(min=pooling.eps)
     powers = x.pow(pooling.p.to(x))
     mean = powers.mean((2, 3), keepdim=True)
-    return powers / mean * mean.pow(1 / pooling.p.to(x))
+    factor = mean.pow(1 / pooling.p.to(x)) / mean
+    return powers * factor.where(mean != 0, 0)  # of a channel without values
 
 
 def _last(features: Any) -> torch.Tensor:

@@ -6,10 +6,13 @@ figure: a class that is not there looks empty. Figures are made without
 pyplot, so that nothing of a process changes.
 """
 
+import io
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ _COLOURS = colormaps['RdBu_r']
 #: Of the largest value: what is under it can still be made out.
 _OPACITY = .9
 _PANEL = 2.4  # inches
+DPI = 110
 _PIXELS = 640  # of an image's longer side, as it is drawn
 #: What has no sign of its own, and characters of no text.
 _CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]+')
@@ -112,7 +116,7 @@ def draw_panels(panels: Sequence[Panel], columns: int, heading: str = '',
     height = _PANEL * min(max(tall, .5), 1.6) + .45
     figure = Figure(figsize=(_PANEL * columns + .9,
                              height * rows + .35 * bool(heading)),
-                    layout='constrained')
+                    dpi=DPI, layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False)
     for panel, each, place in zip(panels, maps, axes.flat, strict=False):
         _draw(place, panel, each, scale)
@@ -134,11 +138,51 @@ def draw_panels(panels: Sequence[Panel], columns: int, heading: str = '',
 
 
 def as_text(name: str, width: int = 32, lines: int = 2) -> str:
-    """A name as a figure can show it, whatever it holds."""
+    """Names as a figure can show them, whatever they hold.
+
+    Args:
+        name: Each of its lines is wrapped by itself.
+        width: Characters of a line.
+        lines: Lines that each becomes at most.
+    """
     name = name.encode('utf-8', 'backslashreplace').decode()
-    name = _CONTROL.sub(' ', name).strip()
-    return '\n'.join(textwrap.wrap(name, width, max_lines=lines,
-                                   placeholder=' ...')) or ' '
+    return '\n'.join(
+        line for part in name.split('\n')
+        for line in textwrap.wrap(_CONTROL.sub(' ', part), width,
+                                  max_lines=lines, placeholder=' ...')) or ' '
+
+
+def save(figure: Figure, path: str | Path | io.BytesIO) -> None:
+    """Write a figure as a PNG file, whatever the path ends with.
+
+    What no font has is shown as boxes: one warning says so, and not one a
+    sign.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        figure.savefig(path, dpi=DPI, format='png')
+    _tell(caught)
+
+
+def as_array(figure: Figure) -> np.ndarray:
+    """A figure as an image ``(H, W, 3)``, uint8, RGB."""
+    content = io.BytesIO()
+    save(figure, content)
+    with Image.open(content) as image:
+        return np.asarray(image.convert('RGB'))
+
+
+def _tell(caught: list[warnings.WarningMessage]) -> None:
+    """Warn again, of all signs that no font has at once."""
+    texts = dict.fromkeys(str(each.message) for each in caught)
+    for text in texts:
+        if not text.startswith('Glyph '):
+            warnings.warn(text, stacklevel=3)
+    if any(text.startswith('Glyph ') for text in texts):
+        warnings.warn(
+            'signs of some names are in no font that matplotlib has, and are '
+            'drawn as boxes: install a font that has them, and name it by '
+            'font.family in a matplotlibrc.', stacklevel=3)
 
 
 def _draw(axes: Axes, panel: Panel, values: torch.Tensor | None,
@@ -159,8 +203,9 @@ def _draw(axes: Axes, panel: Panel, values: torch.Tensor | None,
                     extent=(0, place.size[1], place.size[0], 0),
                     transform=to_image + axes.transData)
     if panel.location is not None:
-        axes.add_patch(Polygon(place.corners(), fill=False, linewidth=.8,
-                               edgecolor='black', linestyle=(0, (4, 3))))
+        for colour, dashes in (('white', 'solid'), ('black', (0, (4, 3)))):
+            axes.add_patch(Polygon(place.corners(), fill=False, linewidth=.8,
+                                   edgecolor=colour, linestyle=dashes))
     # a crop may reach beyond the image: a border is shown as far as it goes
     corners = np.vstack([place.corners(), [(0, 0), (width, height)]])
     (left, top), (right, bottom) = corners.min(0), corners.max(0)

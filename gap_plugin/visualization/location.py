@@ -53,71 +53,87 @@ def locate(transform: Callable[[np.ndarray], np.ndarray],
            image: np.ndarray) -> Location:
     """Find out where the pixels of the input come from.
 
-    Four images of the same shape and type go through the same transforms,
-    which have to do the same to each: a black and a white one, which tell
-    what is image and what is a border, and one each whose values grow with x
-    and y. An affine map is fitted to what comes out.
+    Images of the same shape and type go through the same transforms, which
+    have to do the same to each: a black and a white one, which tell what is
+    image and what is a border, and ramps that grow with x and with y. An
+    affine map is fitted to what comes out. As a ramp of a large image has
+    fewer steps than pixels, finer ones follow, which go up and down.
 
     Args:
         transform: From the array of an image to the input, ``(H, W)`` or
             ``(H, W, C)``.
-        image: As it is loaded, ``(H, W)`` or ``(H, W, C)``, uint8 or of
-            floats up to 255.
+        image: As it is loaded, ``(H, W)`` or ``(H, W, C)``, of integers or
+            of floats up to 255.
 
     Raises:
         ValueError: If the transforms do not move pixels by an affine map.
     """
-    height, width = image.shape[:2]
-    level = {0: np.zeros((height, width)), 1: np.ones((height, width))}
-    level['x'] = np.tile((np.arange(width) + .5) / width, (height, 1))
-    level['y'] = np.tile((np.arange(height) + .5)[:, None] / height,
-                         (1, width))
-    seen = {}
-    for name, values in level.items():
-        # as grey as can be, so that no order of channels matters
-        values = values if image.ndim == 2 else np.repeat(
-            values[..., None], image.shape[2], axis=2)
-        values = 255 * values
+    def pushed(values: np.ndarray) -> np.ndarray:
+        values = np.broadcast_to(255 * values, image.shape[:2])
         if image.dtype.kind in 'ui':
             values = np.rint(values)
-        out = np.asarray(transform(values.astype(image.dtype)), np.float64)
-        seen[name] = out if out.ndim == 2 else out.mean(2)
-    range_ = seen[1] - seen[0]
-    inside = range_ > .99 * range_.max()
-    if range_.max() <= 0 or inside.sum() < 9:
+        values = values.astype(image.dtype)
+        if image.ndim == 3:  # grey, so that no order of channels matters
+            values = np.repeat(values[..., None], image.shape[2], axis=2)
+        out = np.asarray(transform(np.ascontiguousarray(values)), np.float64)
+        return out if out.ndim == 2 else out.mean(2)
+
+    black, white = pushed(np.zeros((1, 1))), pushed(np.ones((1, 1)))
+    contrast = white - black
+    inside = contrast > .99 * contrast.max()
+    if contrast.max() <= 0 or inside.sum() < 9:
         raise _refusal('nothing of the image is left')
     rows, columns = np.nonzero(inside)
     ours = np.stack([columns + .5, rows + .5, np.ones(len(rows))], 1)
-    theirs = np.stack([size * ((seen[axis] - seen[0])[inside]
-                               / range_[inside])
-                       for axis, size in (('x', width), ('y', height))], 1)
-    size = seen[0].shape
+    sides = np.array(image.shape[1::-1])
+
+    def shares(axis: int, folds: int) -> np.ndarray:
+        ramp = _folded((np.arange(sides[axis]) + .5) / sides[axis], folds)
+        out = pushed(ramp[None] if axis == 0 else ramp[:, None])
+        return ((out - black) / contrast.clip(1e-9))[inside]
+
+    theirs = sides * np.stack([shares(0, 1), shares(1, 1)], 1)
     matrix = _fit(ours, theirs)
-    # at its edges an image is interpolated from one side alone
-    step = np.abs(matrix[:, :2]).sum(1)
-    found = ours @ matrix.T
-    inner = np.all((found > 2 * step) & (
-        found < np.array([width, height]) - 2 * step), 1)
-    if inner.sum() >= 9 and _spread(ours[inner]):
-        ours, theirs = ours[inner], theirs[inner]
-        matrix = _fit(ours, theirs)
-    unit = np.maximum(step, 1) + np.array([width, height]) / 255
-    off = np.abs(ours @ matrix.T - theirs) > _OFF * unit
-    if off.mean() > _SHARE:
-        raise _refusal('what they do is no affine map')
-    return Location(matrix, size)
+    for axis in (0, 1):
+        kept, places = np.ones(len(ours), bool), theirs[:, axis]
+        step = np.abs(matrix[axis, :2]).sum()  # from pixel to pixel
+        folds = int(min(sides[axis] // 256, sides[axis] / step // 16, 16))
+        found = ours @ matrix[axis] / sides[axis]
+        if folds > 1:
+            places = sides[axis] * _unfolded(shares(axis, folds), found,
+                                             folds)
+        folds = max(folds, 1)
+        # at an edge or a fold, what is interpolated is no longer straight
+        margin = 2 * max(step, 1) * folds / sides[axis]
+        inner = np.abs(found * folds % 1 - .5) < .5 - margin
+        inner &= (found > 0) & (found < 1)
+        if inner.sum() >= 9 and np.all(np.ptp(ours[inner], 0)[:2] >= 2):
+            kept = inner
+        matrix[axis] = _fit(ours[kept], places[kept])
+        unit = max(step, 1) + sides[axis] / folds / 255
+        off = np.abs(ours @ matrix[axis] - places)[kept] > _OFF * unit
+        if off.mean() > _SHARE:
+            raise _refusal('what they do is no affine map')
+    return Location(matrix, black.shape)
+
+
+def _folded(places: np.ndarray, folds: int) -> np.ndarray:
+    """Places from 0 to 1 as a ramp that goes up and down so many times."""
+    fold = np.minimum(np.floor(places * folds), folds - 1)
+    share = places * folds - fold
+    return np.where(fold % 2, 1 - share, share)
+
+
+def _unfolded(ramp: np.ndarray, near: np.ndarray, folds: int) -> np.ndarray:
+    """Places of a folded ramp, which are known roughly."""
+    fold = np.clip(np.floor(near * folds), 0, folds - 1)
+    return (fold + np.where(fold % 2, 1 - ramp, ramp)) / folds
 
 
 def _fit(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(ours, theirs, rcond=None)[0].T
 
 
-def _spread(places: np.ndarray) -> bool:
-    """Whether places tell both axes."""
-    return bool(np.all(np.ptp(places[:, :2], axis=0) >= 2))
-
-
 def _refusal(why: str) -> ValueError:
     return ValueError(f'where the transforms of the pipeline move an image '
-                      f'cannot be told ({why}): draw on the input instead, '
-                      'or take the pipeline of a test.')
+                      f'cannot be told ({why}).')

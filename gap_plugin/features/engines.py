@@ -1,0 +1,203 @@
+"""What runs a network over many images: the fastest that gives the same."""
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.device import autocast
+from ..messages import first_line
+
+#: What :func:`fastest` can be asked for.
+ENGINES = ('auto', 'torch', 'compile', 'onnxruntime')
+#: Largest difference from eager torch, relative to the largest output.
+TOLERANCE = 1e-4
+#: Images of the first batch that an engine is compared on.
+COMPARED = 16
+#: Seconds that eager torch must need for all images for an export to pay.
+#: An export takes 5 to 15 s, and saves a quarter of the time at least.
+EXPORT_PAYS = 30.
+#: Images from which on a GPU makes good for the minute that compiling takes.
+COMPILING_PAYS = 500_000
+
+
+class Engine:
+    """A network as something runs it.
+
+    Attributes:
+        name (str): What runs it, for people and descriptions: ``'torch'``,
+            ``'torch channels_last'``, ``'compile'``,
+            ``'onnxruntime 1.32.0'``.
+    """
+
+    def __init__(self, name: str, run: Callable[[Tensor], Tensor]) -> None:
+        self.name, self._run = name, run
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Outputs of a batch.
+
+        Args:
+            images: ``(N, C, H, W)``, preprocessed, of any number N.
+
+        Returns:
+            ``(N, D)``, float32, on the device of the images or on the CPU.
+        """
+        return self._run(images).float()
+
+
+def fastest(module: nn.Module, images: Tensor, *, engine: str = 'auto',
+            amp: bool = False, count: int | None = None) -> Engine:
+    """The fastest engine that gives what eager torch gives.
+
+    Args:
+        module: Takes preprocessed images ``(N, C, H, W)``, gives ``(N, D)``.
+            It is put into eval mode and otherwise left as it is.
+        images: The first batch.
+        engine: One of :data:`ENGINES`. ``'auto'`` is onnxruntime on a CPU
+            where it is installed and there are enough images, compiled
+            channels-last on a GPU for very many, else channels-last.
+        amp: Whether to run under autocast; not by onnxruntime.
+        count: Number of images that there will be, None for very many.
+
+    Returns:
+        The engine. Under ``'auto'``, eager torch takes the place of what
+        fails or differs by more than :data:`TOLERANCE`, with a warning.
+
+    Raises:
+        ValueError: If a named engine cannot run the network, or gives
+            something else.
+        ImportError: If a named engine is not installed.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f'engine={engine} must be one of '
+                         f'{", ".join(ENGINES)}.')
+    module.eval()
+    eager = Engine('torch', _mixed(module, images.device, amp))
+    if engine == 'torch':
+        return eager
+    few = images[:COMPARED]
+    start = time.perf_counter()
+    wanted = eager(few)
+    seconds = (time.perf_counter() - start) / len(few)
+    kind = engine
+    if engine == 'auto':
+        kind = _choose(images.device, amp, seconds, count)
+    try:
+        found = _MAKERS[kind](module, images, amp)
+        differs = _difference(found(few), wanted)
+        allowed = _allowed(module, few, wanted, amp)
+        if not differs <= allowed:
+            raise ValueError(
+                f'its outputs differ from those of eager torch by '
+                f'{differs:.1e} of the largest, {allowed:.1e} is allowed')
+    except ImportError:
+        raise
+    except Exception as error:  # noqa: BLE001 exporters raise all kinds
+        why = (f'{kind} does not run this network: {first_line(error)[:200]}')
+        if engine != 'auto':
+            raise ValueError(f"{why}; use engine='torch' or 'auto'.") from None
+        warnings.warn(f'{why}; eager torch runs it.', stacklevel=2)
+        return eager
+    return found
+
+
+def _choose(device: torch.device, amp: bool, seconds: float,
+            count: int | None) -> str:
+    """What is fastest, by the seconds that eager torch takes an image."""
+    many = float('inf') if count is None else count
+    if device.type == 'cpu':
+        if not amp and many * seconds >= EXPORT_PAYS and _installed():
+            return 'onnxruntime'
+    elif device.type == 'cuda' and many >= COMPILING_PAYS:
+        return 'compile'
+    return 'channels_last'
+
+
+def _installed() -> bool:
+    from importlib.util import find_spec
+    return all(map(find_spec, ('onnx', 'onnxscript', 'onnxruntime')))
+
+
+def _mixed(run: Callable[[Tensor], Tensor], device: torch.device,
+           amp: bool) -> Callable[[Tensor], Tensor]:
+    def mixed(images: Tensor) -> Tensor:
+        with autocast(device, amp):
+            return run(images)
+    return mixed
+
+
+def _channels_last(module: nn.Module, images: Tensor, amp: bool,
+                   name: str = 'torch channels_last',
+                   wrap: Callable = lambda run: run) -> Engine:
+    """Weights and images in channels-last; the module stays as it is."""
+    ordered = {
+        name: tensor.detach().contiguous(memory_format=torch.channels_last)
+        for name, tensor in module.named_parameters() if tensor.ndim == 4}
+
+    def run(images: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            module, ordered,
+            (images.contiguous(memory_format=torch.channels_last), ))
+    return Engine(name, _mixed(wrap(run), images.device, amp))
+
+
+def _compiled(module: nn.Module, images: Tensor, amp: bool) -> Engine:
+    return _channels_last(module, images, amp, 'compile',
+                          lambda run: torch.compile(run, dynamic=True))
+
+
+def _onnxruntime(module: nn.Module, images: Tensor, amp: bool) -> Engine:
+    from ..export.onnx import open_onnx, write_onnx
+    if amp:
+        raise ValueError('it computes in float32: leave amp out')
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'network.onnx'
+        write_onnx(module, (images[:2], ), path)
+        session = open_onnx(path, torch.get_num_threads())
+    import onnxruntime
+    (given, ), (taken, ) = session.get_inputs(), session.get_outputs()
+
+    def run(images: Tensor) -> Tensor:
+        (found, ) = session.run(
+            [taken.name], {given.name: images.float().cpu().numpy()})
+        return torch.from_numpy(found)
+    return Engine(f'onnxruntime {onnxruntime.__version__}', run)
+
+
+_MAKERS = dict(channels_last=_channels_last, compile=_compiled,
+               onnxruntime=_onnxruntime)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    found, wanted = found.cpu(), wanted.cpu()
+    if found.shape != wanted.shape:
+        raise ValueError(f'it gives {tuple(found.shape)} in place of '
+                         f'{tuple(wanted.shape)}')
+    scale = wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
+    return float((found - wanted).abs().max() / scale)
+
+
+def _allowed(module: nn.Module, images: Tensor, wanted: Tensor,
+             amp: bool) -> float:
+    """What an engine may differ by.
+
+    Where products are rounded to fewer bits, by autocast or TF32, every order
+    of summing gives other features: then twice what eager torch is off
+    itself.
+    """
+    exact = nullcontext()
+    if images.device.type == 'cuda':
+        exact = ExitStack()
+        exact.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+    elif not amp:
+        return TOLERANCE
+    with exact, torch.no_grad():
+        off = _difference(wanted, module(images).float())
+    return max(TOLERANCE, 2 * off)
