@@ -32,6 +32,7 @@ from gap_plugin.report.page import shown
 from gap_plugin.report.predictions import Predictions, calibration
 from gap_plugin.report.run_folder import find_checkpoint, series
 from gap_plugin.report.sections import confusion
+from gap_plugin.report.suspects import out_of_fold
 
 CLASSES = ('"><img src=x onerror=alert(1)>', '<script>alert(1)',
            'na\u00efve \u202e $x$ {% raw %}', '{{ 7 * 7 }}')
@@ -431,6 +432,17 @@ def test_copies_of_an_image_do_not_vouch_for_each_other():
     grouped = rank_labels(features[rows], labels[rows], rows, classes=10)
     assert (grouped.scores[:3] > .8).all()
     assert (alone.scores[:3] < .6).all()
+
+
+def test_a_probe_has_not_seen_what_it_is_asked():
+    """Of labels by chance it knows nothing, though it could learn them."""
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 2000, generator=chance)
+    labels = torch.randint(2, (600, ), generator=chance)
+    shares = out_of_fold(x, labels, np.arange(600) % 5, 2, 0)
+    assert torch.allclose(shares.sum(1), torch.ones(600), atol=1e-5)
+    own = shares[torch.arange(600), labels].mean()
+    assert .45 < own < .55
 
 
 @pytest.mark.parametrize('labels, classes, told', [
