@@ -160,7 +160,8 @@ def run(args: argparse.Namespace) -> None:
         console.header(dict(checkpoint=console.short(args.checkpoint)
                             + (f', {why}' if why else '')))
         stores = extract_splits(model, cfg, argparse.Namespace(
-            **{**vars(args), 'out': str(folder), 'views': 0}), splits)
+            **{**vars(args), 'out': str(folder), 'views': 0,
+               'engine': 'auto'}), splits)
         for split, side in splits.items():
             side.open(stores[split])
         logs = _log_folder(args)

@@ -9,8 +9,7 @@ from mmpretrain.models.heads import ClsHead
 from torch import nn
 
 from ..features.store import FeatureStore
-from ..probing.parts import Candidates, probe_model
-from ..probing.rows import Rows
+from ..probing import probe_model
 
 _BLOCK = 512  # images at a time
 #: Of the reliability diagram, as in https://arxiv.org/abs/1706.04599.
@@ -104,26 +103,23 @@ def predict(model: nn.Module, store: FeatureStore) -> Predictions:
         ValueError: If its predictions have no scores of classes.
     """
     was = model.training
-    trained = Candidates(
-        probe_model(model, store.description['in_tuple']), 1)
-    trained.train(False)
-    rows = Rows([store], next(model.parameters()).device,
-                store.description.get('metainfo'))
+    short = probe_model(model, store.description['in_tuple']).eval()
+    device = next(model.parameters()).device
     found = []
-    for batch in torch.arange(len(rows)).split(_BLOCK):
-        x, labels = rows.take(batch)
-        if trained.plain:
-            found.append(trained.logits(x)[:, 0].softmax(1))
-            continue
-        samples = trained.predict(x, labels)[0]
-        if not all('pred_score' in sample for sample in samples):
-            raise ValueError(
-                f'predictions of {type(model.head).__name__} have no scores '
-                'of classes, which a report is made of.')
-        found.append(torch.stack([s.pred_score for s in samples]))
-    model.train(was)
-    scores = torch.cat(found).float().cpu().numpy()
-    return Predictions(scores, np.array(store.labels))
+    try:
+        for start in range(0, len(store), _BLOCK):
+            x = torch.tensor(np.array(store.features[start:start + _BLOCK],
+                                      np.float32), device=device)
+            samples = short.head.predict(short.extract_feat(x))
+            if not all('pred_score' in sample for sample in samples):
+                raise ValueError(
+                    f'predictions of {type(model.head).__name__} have no '
+                    'scores of classes, which a report is made of.')
+            found.append(torch.stack([s.pred_score for s in samples]).cpu())
+    finally:
+        model.train(was)
+    return Predictions(torch.cat(found).float().numpy(),
+                       np.array(store.labels))
 
 
 @dataclass(frozen=True)
