@@ -543,7 +543,9 @@ def test_files_are_not_written_over_or_into_nowhere(page, work_dir,
     out = tmp_path / 'no' / 'report.html'
     assert 'there is no folder' in error(work_dir, '--out', out)
     assert not out.parent.exists()
-    same = tmp_path / 'same'
+    assert 'must end in one of .csv, .json' in error(
+        work_dir, '--suspects', tmp_path / 'a.xls')
+    same = tmp_path / 'same.csv'
     assert 'name one file' in error(work_dir, '--out', same, '--suspects',
                                     same)
     assert 'is a folder' in error(work_dir, '--out', tmp_path)

@@ -21,7 +21,7 @@ from mmengine.config import Config
 from ..engine.building import check_classes
 from ..features import FeatureStore
 from ..host import versions
-from ..prediction.tables import check_format
+from ..prediction.tables import FORMATS, check_format
 from ..version import __version__
 from . import console
 from .building import (
@@ -68,6 +68,9 @@ def check_files(args: argparse.Namespace, out: Path) -> None:
     """
     files = [out]
     if args.suspects:
+        if Path(args.suspects).suffix.lower() not in FORMATS:
+            raise ValueError(f'--suspects {args.suspects!r} must end in one '
+                             f'of {", ".join(FORMATS)}.')
         check_format(Path(args.suspects))
         files.append(Path(args.suspects))
     if len({path.resolve() for path in files}) < len(files):

@@ -93,7 +93,7 @@ def mistakes(found: Predictions, split: Split, names: Names,
     try:
         explainer = Explainer(model, split.pipeline, up_to_factor=True)
         explained = [explainer(split.info(row)) for row in rows]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         reason = first_line(error)
     finally:
         model.train(was)
