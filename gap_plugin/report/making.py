@@ -127,15 +127,16 @@ def _ranked(own: Split, train: Split | None, same: list[Pair],
             classes: int, device: Any) -> Suspects:
     """The ranking of all images of the splits, of a file in both once."""
     if train is None:
-        return rank_labels(own.store.features, own.labels, classes=classes,
-                           device=device)
+        return rank_labels(
+            own.store.features, own.labels, _equal(own.store.features),
+            classes=classes, device=device)
     features, labels = (np.concatenate(sides) for sides in (
         (train.store.features, own.store.features),
         (train.labels, own.labels)))
-    groups, once = np.arange(len(labels)), np.ones(len(labels), bool)
+    groups, once = _equal(features), np.ones(len(labels), bool)
     for pair in same:
         place = len(train) + pair.row
-        groups[place] = pair.other
+        groups[place] = groups[pair.other]
         once[place] = pair.why != SAME_FILE
     rows = np.flatnonzero(once)
     found = rank_labels(features[rows], labels[rows], groups[rows],
@@ -143,6 +144,13 @@ def _ranked(own: Split, train: Split | None, same: list[Pair],
     scores, suggested = np.zeros(len(labels)), np.zeros(len(labels), int)
     scores[rows], suggested[rows] = found.scores, found.suggested
     return Suspects(rows[found.order], scores, suggested)
+
+
+def _equal(features: np.ndarray) -> np.ndarray:
+    """The first row of the same features, for each row: copies in a split."""
+    first: dict[int, int] = {}
+    return np.array([first.setdefault(hash(row.tobytes()), i)
+                     for i, row in enumerate(features)])
 
 
 def write_report(report: Report, out: str | Path,
