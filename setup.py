@@ -60,6 +60,7 @@ setup(
     packages=find_packages(include=['gap_plugin', 'gap_plugin.*']),
     # stock/missing is a folder on the path of a process, not a package
     package_data={'gap_plugin': ['py.typed', 'README.md'],
+                  'gap_plugin.report': ['page.css', 'page.html.jinja'],
                   'gap_plugin.stock': ['missing/*.py']},
     cmdclass={'build_py': BuildWithConfigs},
     entry_points={

@@ -11,6 +11,7 @@ COMMANDS = {
     'extract': ('extract', 'store the features of a frozen network'),
     'probe': ('probe', 'train neck and head on stored features'),
     'cam': ('cam', 'draw where a model sees its classes'),
+    'report': ('report', 'a page that finds what to mend in the data'),
     'rank': ('rank', 'compare backbones on your data'),
     'export': ('export', 'write a model as a file to deploy'),
     'backbones': ('backbones', "list timm's networks, or describe one"),

@@ -68,6 +68,7 @@ _probe = ['scikit-learn', 'matplotlib', 'textalloc']
 
 # Parquet files of predictions
 _predict = ['pyarrow']
+_report = ['matplotlib', 'jinja2']
 
 EXTRAS = {
     **{host: [bounded(name) for name in names]
@@ -76,7 +77,8 @@ EXTRAS = {
     'export': _export,
     'predict': _predict,
     'probe': _probe,
-    'test': _demo + _export + _predict + _probe + [
+    'report': _report,
+    'test': _demo + _export + _predict + _probe + _report + [
         'pytest>=8',
         'pytest-xdist',
         'scikit-image',

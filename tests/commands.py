@@ -40,7 +40,8 @@ MODULES = {
     'train.py': 'train', 'test.py': 'test', 'extract_features.py': 'extract',
     'linear_probe.py': 'probe', 'rank_backbones.py': 'rank',
     'backbones.py': 'backbones', 'make_config.py': 'new_config',
-    'predict.py': 'predict', 'cam.py': 'cam', 'export.py': 'export'
+    'predict.py': 'predict', 'cam.py': 'cam', 'report.py': 'report',
+    'export.py': 'export'
 }
 
 

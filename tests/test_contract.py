@@ -103,6 +103,8 @@ FLAGS = {
     'extract_features.py': f'{STORES} --splits',
     'linear_probe.py': f'{STORES} --epochs --lr --weight-decay --test --knn '
                        '--shots --freeze --no-validate --resume',
+    'report.py': f'{SHARED} --out --suspects --split --features --skip-bad '
+                 '--force',
     'rank_backbones.py': (
         '--models --data-root --config --no-pretrained --weights --out '
         '--epochs --lr --weight-decay --engine --amp --skip-bad '

@@ -15,7 +15,7 @@ ORDER = ('version', 'requirements', 'messages', 'arguments', 'files',
          'locks', 'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
          'timm_network', 'models', 'datasets', 'engine', 'config_writer',
          'visualization', 'export', 'features', 'probing', 'prediction',
-         'ranking', 'cli')
+         'report', 'ranking', 'cli')
 
 #: file -> what it imports from below it, and why.
 EXCEPTIONS = {}

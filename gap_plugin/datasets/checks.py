@@ -33,6 +33,27 @@ def check_datasets(datasets: Mapping[str, Any]) -> None:
         ValueError: If classes differ, or as :func:`check_images` does.
     """
     images = {split: _images(dataset) for split, dataset in datasets.items()}
+    check_same_classes(datasets)
+    for split in [*images]:
+        if split != 'train' and images[split] and {
+                path for path, _ in images[split]} == {
+                    path for path, _ in images['train']}:
+            # so the config says: to see whether a network can learn at all
+            warnings.warn(f"the images of {split!r} are those of 'train': its "
+                          'accuracy says nothing of others.', stacklevel=2)
+            del images[split]
+    check_images(images)
+
+
+def check_same_classes(datasets: Mapping[str, Any]) -> None:
+    """Refuse splits whose labels mean other classes than in training.
+
+    Args:
+        datasets: Split -> dataset, ``'train'`` among them.
+
+    Raises:
+        ValueError: With the classes that differ.
+    """
     for split, dataset in datasets.items():
         classes, others = (getattr(d, 'metainfo', {}).get('classes')
                            for d in (datasets['train'], dataset))
@@ -45,15 +66,6 @@ def check_datasets(datasets: Mapping[str, Any]) -> None:
                 'that labels mean other classes: give both datasets the same '
                 'classes=[...], with a list of images in place of a folder '
                 'that lacks one.')
-    for split in [*images]:
-        if split != 'train' and images[split] and {
-                path for path, _ in images[split]} == {
-                    path for path, _ in images['train']}:
-            # so the config says: to see whether a network can learn at all
-            warnings.warn(f"the images of {split!r} are those of 'train': its "
-                          'accuracy says nothing of others.', stacklevel=2)
-            del images[split]
-    check_images(images)
 
 
 def check_folder(dataset: Any, split: str) -> None:
@@ -121,7 +133,7 @@ def check_images(splits: Mapping[str, Sequence[Image]],
              if label_of.setdefault(path, label) != label}
     files = [(split, path, label) for split, images in splits.items()
              for path, label in _evenly(images, compared)]
-    groups = _copies(files)
+    groups = copies(files)
     relabelled = {}
     for group in groups:
         first: dict[Hashable, Image] = {}
@@ -176,10 +188,11 @@ def _evenly(images: Sequence[Image], count: int | None) -> Sequence[Image]:
     return [images[i * len(images) // count] for i in range(count)]
 
 
-def _copies(files: list[tuple]) -> list[list[tuple]]:
+def copies(files: list[tuple]) -> list[list[tuple]]:
     """Groups of files of one content, in several splits or of several labels.
 
-    By size, then by a piece of the middle, then by all that is in them.
+    By size, then by a piece of the middle, then by all that is in them. A
+    path that is listed twice counts as it is listed first.
     """
     by_path: dict[str, tuple] = {}
     for file in files:

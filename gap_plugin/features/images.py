@@ -86,15 +86,21 @@ def build_dataset(loader: dict, split: str,
     return dataset
 
 
-def refuse_unlabelled(labels: np.ndarray | None, split: str) -> None:
+def refuse_unlabelled(labels: np.ndarray | None, split: str,
+                      needs: str = 'a probe') -> None:
     """Refuse images without labels.
+
+    Args:
+        labels: Of the images, if they have some.
+        split: Of which split.
+        needs: What needs them.
 
     Raises:
         ValueError: With what to do.
     """
     if labels is None:
         raise ValueError(
-            f'the images of {split!r} have no labels, which a probe needs: '
+            f'the images of {split!r} have no labels, which {needs} needs: '
             'give its dataset some (with_label=True of CustomDataset, and '
             'class folders or a list), and extract again with force=True.')
 

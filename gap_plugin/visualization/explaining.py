@@ -126,7 +126,7 @@ class Explainer:
             return self.of_input(packed, note)
         # files are loaded as BGR, and arrays are what is turned to RGB
         turned = not arrays or self._turns()
-        return self._explained(packed, _as_shown(image, turned), location)
+        return self._explained(packed, as_shown(image, turned), location)
 
     def of_input(self, packed: dict[str, Any], note: str = '') -> Explanation:
         """Explain what a pipeline gives, on itself.
@@ -136,7 +136,7 @@ class Explainer:
             note: What has to be said of it.
         """
         pixels = _inputs(packed).permute(1, 2, 0).cpu().numpy()
-        return self._explained(packed, _as_shown(pixels, self._turns()),
+        return self._explained(packed, as_shown(pixels, self._turns()),
                                None, note)
 
     def _turns(self) -> bool:
@@ -281,7 +281,7 @@ def _in_a_line(name: Any) -> str:
     return ' '.join(str(name).split()) or repr(str(name))
 
 
-def _as_shown(image: np.ndarray, turned: bool) -> np.ndarray:
+def as_shown(image: np.ndarray, turned: bool) -> np.ndarray:
     """An image as RGB, whatever its channels and values are.
 
     Args:
