@@ -76,12 +76,9 @@ def update(wrapper: OptimWrapper, trained: Candidates,
     if not wrapper.should_update():
         return
     if wrapper.clip_grad_kwargs:
-        for model in trained.models:
-            wrapper.clip_func([p for p in model.parameters()
-                               if p.grad is not None],
-                              **wrapper.clip_grad_kwargs)
+        trained.clip(wrapper.clip_func, wrapper.clip_grad_kwargs)
     wrapper.optimizer.step()
-    wrapper.optimizer.zero_grad()
+    trained.zero_grad()
 
 
 def tell_left_out(cfg: Config, model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """What is trained: neck and head of a classifier, once for each setting."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ class Candidates:
     Batch normalisation and a linear layer, which is the usual case, are one
     product: of fixed features no gradient is asked for, so that with its
     scale and shift folded into the weights behind it batch normalisation has
-    no backward pass left. Other necks and heads run one after another.
+    no backward pass left. A parameter of all settings is one tensor then, a
+    part of which is that of each model. Other necks and heads run one after
+    another.
 
     Args:
         model: Of :func:`probe_model`; trained itself if there is one setting.
@@ -126,20 +129,74 @@ class Candidates:
         self.models = [model] if count == 1 else [
             copy.deepcopy(model) for _ in range(count)]
         self.linear = _is_linear(model)
-        self._one_hot = (model.one_hot
-                         or isinstance(model.head, MultiLabelClsHead))
         self.plain = (_stock(model, ImageClassifier, 'predict')
                       and _stock(model.head, ClsHead, 'predict',
                                  '_get_predictions'))
-        self._norms = [m for one in self.models for m in one.modules()
-                       if isinstance(m, BNNeck)] if self.linear else []
-        for neck in self._norms[1:]:  # statistics of the same features
-            neck.bn._buffers = self._norms[0].bn._buffers
+        self._one_hot = (model.one_hot
+                         or isinstance(model.head, MultiLabelClsHead))
+        self._stacks: list[torch.Tensor] = []
+        if self.linear:
+            self._weight, self._bias = self._stacked(
+                [one.head.fc for one in self.models])
+            self._necks = [m for one in self.models for m in one.modules()
+                           if isinstance(m, BNNeck)]
+            norms = [neck.bn for neck in self._necks]
+            self._scale, self._shift = self._stacked(norms)
+            for norm in norms[1:]:  # statistics of the same features
+                norm._buffers = norms[0]._buffers
+
+    def _stacked(self, layers: list[nn.Module]
+                 ) -> tuple[torch.Tensor | None, ...]:
+        """Weight and bias of all layers, as tensors ``(G, ...)``."""
+        found = []
+        for name in ('weight', 'bias'):
+            parts = [getattr(layer, name) for layer in layers]
+            if not parts or parts[0] is None:
+                found.append(None)
+                continue
+            whole = torch.stack([part.detach() for part in parts])
+            found.append(whole)
+            for part, data in zip(parts, whole.unbind(), strict=True):
+                part.data = data
+            if parts[0].requires_grad:
+                self._stacks.append(whole.requires_grad_())
+                whole.grad = torch.zeros_like(whole)
+                for part, grad in zip(parts, whole.grad, strict=True):
+                    part.grad = grad
+        return tuple(found)
 
     def train(self, mode: bool = True) -> None:
         """Set the mode of all of them."""
         for model in self.models:
             model.train(mode)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients; those of one tensor stay its parts."""
+        for stack in self._stacks:
+            stack.grad.zero_()
+        if not self.linear:
+            for model in self.models:
+                model.zero_grad()
+
+    def clip(self, function: Callable, options: dict) -> None:
+        """Clip the gradients of each setting on its own.
+
+        Args:
+            function: Of torch; MMEngine chooses it.
+            options: Its arguments.
+        """
+        if self.linear and options.keys() == {'max_norm'}:
+            # the same for all at once, of no use to one alone
+            parts = [stack.grad.flatten(1) for stack in self._stacks]
+            norms = torch.stack([part.norm(dim=1) for part in parts]).norm(
+                dim=0)
+            share = options['max_norm'] / (norms + 1e-6)
+            for part in parts:
+                part.mul_(share.clamp(max=1)[:, None])
+            return
+        for model in self.models:
+            function([p for p in model.parameters() if p.grad is not None],
+                     **options)
 
     def loss(self, x: torch.Tensor, labels: torch.Tensor) -> dict:
         """Losses of a batch.
@@ -175,30 +232,24 @@ class Candidates:
         if not self.linear:
             return torch.stack([model.head(model.extract_feat(x))
                                 for model in self.models], 1)
-        layers = [model.head.fc for model in self.models]
-        weights = [layer.weight for layer in layers]
-        biases = [layer.bias for layer in layers]
-        if not self._norms:
-            check_width(self.models[0].head, x, layers[0].in_features)
-        else:
-            self._norms[0].check(x)
-            norms = [neck.bn for neck in self._norms]
-            norm = norms[0]
-            if norm.training and norm.track_running_stats:
+        weight, bias = self._weight, self._bias
+        if self._necks:
+            self._necks[0].check(x)
+            norm = self._necks[0].bn
+            if norm.training:
                 norm.num_batches_tracked += 1
             x = functional.batch_norm(
                 x, norm.running_mean, norm.running_var,
                 training=norm.training, momentum=norm.momentum, eps=norm.eps)
             if norm.affine:
-                biases = [
-                    weight @ n.bias if bias is None else
-                    torch.addmv(bias, weight, n.bias) for weight, bias, n in
-                    zip(weights, biases, norms, strict=True)]
-                weights = [weight * n.weight for weight, n in
-                           zip(weights, norms, strict=True)]
-        bias = None if biases[0] is None else _join(biases)
-        every = functional.linear(x, _join(weights), bias)
-        return every.unflatten(1, (len(layers), -1))
+                shift = (weight @ self._shift[:, :, None]).squeeze(2)
+                bias = shift if bias is None else bias + shift
+                weight = weight * self._scale[:, None]
+        else:
+            check_width(self.models[0].head, x, weight.shape[2])
+        return functional.linear(
+            x, weight.flatten(0, 1), None if bias is None else bias.flatten()
+        ).unflatten(1, (len(self.models), -1))
 
     def predict(self, x: torch.Tensor,
                 labels: torch.Tensor) -> list[list[DataSample]]:
@@ -209,10 +260,6 @@ class Candidates:
         """Whether each has a weight that is not finite."""
         return [not all(p.isfinite().all() for p in model.parameters())
                 for model in self.models]
-
-
-def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _samples(labels: torch.Tensor) -> list[DataSample]:

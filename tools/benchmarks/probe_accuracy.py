@@ -1,109 +1,77 @@
-"""Does a probe on stored features reach what the slow ways reach?
+"""Is a probe as right, untuned, as the best that others choose?
 
-On the digits, with real weights: the probe, training of the frozen network
-from the images (MMPretrain's own tool, the same epochs and seed, no
-augmentation), and scikit-learn's logistic regression on the same features at
-its best C. The top-1 of the first two is that of the last epoch, so that no
-choice blurs the comparison; that of the best epoch stands beside it.
+Features of each network are extracted once, on scikit-learn's digits and on a
+folder of images with ``train`` and ``val``, at one image size. Then both are
+split at random, six times, alike in the classes, and on each split are
+trained: the probe by a config as ``new-config`` writes it; the same with
+``--grid``; scikit-learn's logistic regression on standardised features, its C
+chosen by cross-validation; the linear classifiers of DINOv2's evaluation (SGD
+on the features as they are, 13 rates), the rate chosen likewise. Networks
+named with ``--random`` have random weights; they take part in the ranking
+alone, which is compared with that by logistic regression.
 """
 
 import argparse
-import json
-import re
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import (
+    GridSearchCV,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+)
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional
 
-import paired
-from gap_plugin.features import FeatureStore
-from probe_cost import STOCK, TOOLS, run
+from gap_plugin.config_writer import NewConfig, write_config
+from gap_plugin.engine.building import build_classifier
+from gap_plugin.features import FeatureStore, StoreWriter, extract
+from gap_plugin.probing import DINOV2_RATES, probe
 
-
-def frozen_config(args: argparse.Namespace, path: Path, seed: int) -> None:
-    """The config, frozen, with the test pipeline for the training images."""
-    cfg = Config.fromfile(TOOLS.parent / args.config)
-    cfg.model.backbone.update(frozen_stages='all', img_size=args.size)
-    cfg.train_dataloader.dataset.pipeline = (
-        cfg.test_dataloader.dataset.pipeline)
-    cfg.optim_wrapper.optimizer.lr = args.lr
-    cfg.optim_wrapper.pop('paramwise_cfg', None)
-    cfg.train_cfg.max_epochs = args.epochs
-    cfg.param_scheduler = [dict(
-        type='CosineAnnealingLR', end=args.epochs,
-        convert_to_iter_based=True)]
-    cfg.randomness = dict(seed=seed)
-    cfg.dump(path)
+#: What a split trains on, of each data set.
+SHARE = dict(digits=0.8, folder=2 / 3)
 
 
-def top1_of(lines: list[dict], last: bool) -> float:
-    """Of the validations in a log, the last or the best."""
-    found = [line['accuracy/top1'] for line in lines
-             if 'accuracy/top1' in line]
-    return found[-1] if last else max(found)
+def config_of(network: str, weights: Path | None, args: argparse.Namespace,
+              folder: Path) -> Config:
+    """The config that ``new-config`` writes for the folder of images."""
+    write_config(NewConfig(
+        network, args.images, recipe='linear', img_size=args.size,
+        checkpoint=weights, out=folder / 'config.py'))
+    cfg = Config.fromfile(folder / 'config.py')
+    init_default_scope('mmpretrain')
+    return cfg
 
 
-def scalars(folder: Path) -> list[dict]:
-    """The log of a run."""
-    (path, ) = folder.glob('*/vis_data/scalars.json')
-    text = path.read_text(encoding='utf-8')
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def main() -> None:
-    """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--config',
-                        default='configs/digits/tf_efficientnet_lite0.py')
-    parser.add_argument('--size', type=int, default=96)
-    parser.add_argument('--epochs', type=int, default=10)
-    parser.add_argument('--lr', type=float, default=2e-3)
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--out', help='JSON file for the raw figures')
-    args = parser.parse_args()
-    rows = []
-    for seed in range(args.seeds):
+def extracted(network: str, weights: Path | None, data: str,
+              args: argparse.Namespace
+              ) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels of all images, from the cache if they are there."""
+    kept = args.cache / f'{network}_{data}_{args.size}.npz'
+    if not kept.exists():
         with tempfile.TemporaryDirectory() as folder:
-            folder = Path(folder)
-            config = folder / 'config.py'
-            frozen_config(args, config, seed)
-            slow_s, _ = run(STOCK / 'train.py', config, '--work-dir',
-                            folder / 'frozen')
-            quick_s, text = run(
-                TOOLS / 'linear_probe.py', config, '--work-dir',
-                folder / 'work', '--epochs', args.epochs)
-            slow, quick = (scalars(folder / 'frozen'),
-                           scalars(folder / 'work' / 'probe'))
-            told = float(re.findall(r'^accuracy/top1 ([\d.]+)$', text,
-                                    re.M)[0])
-            train, val = (FeatureStore(folder / 'work' / 'features' / split)
-                          for split in ('train', 'val'))
-            scaler = StandardScaler().fit(train.features)
-            by_c = {}
-            for c in np.logspace(-5, 2, 15):
-                model = LogisticRegression(C=c, max_iter=3000)
-                model.fit(scaler.transform(train.features), train.labels)
-                by_c[float(c)] = 100 * model.score(
-                    scaler.transform(val.features), val.labels)
-        best_c = max(by_c, key=by_c.get)
-        row = dict(
-            seed=seed, probe_last=top1_of(quick, True), probe_best=told,
-            frozen_last=top1_of(slow, True), frozen_best=top1_of(slow, False),
-            logistic_regression=by_c[best_c], best_c=best_c,
-            frozen_s=slow_s, probe_s=quick_s)
-        print(row, flush=True)
-        rows.append(row)
-        if args.out:
-            paired.write(args.out, rows)
-    mean = {key: float(np.mean([row[key] for row in rows]))
-            for key in rows[0] if key != 'seed'}
-    print('mean', mean)
-    if args.out:
-        paired.write(args.out, [*rows, dict(mean=mean)])
-
-
-if __name__ == '__main__':
-    main()
+            cfg = config_of(network, weights, args, Path(folder))
+            splits = ['train', 'val']
+            if data == 'digits':
+                splits = ['train']
+                cfg.train_dataloader.dataset = dict(
+                    type='Digits', split='all', pipeline=[])
+                cfg.test_dataloader.dataset.pipeline = [
+                    dict(type='TimmTestTransform', crop_pct=1.),
+                    dict(type='PackInputs')]
+            torch.manual_seed(0)  # of random weights
+            model = build_classifier(cfg)
+            stores = [extract(model, cfg, split, Path(folder) / split)
+                      for split in splits]
+            np.savez(kept, x=np.concatenate([s.features for s in stores]),
+                     y=np.concatenate([s.labels for s in stores]))
+    with np.load(kept) as found:
+        return found['x'], found['y']
