@@ -34,7 +34,8 @@ def optimiser(trained: Candidates, cfg: Config,
         if optimizer['type'] in _FUSED and not (
                 _IMPLEMENTATIONS & set(optimizer)):
             optimizer['fused'] = True
-        optimizer.update(setting)
+        optimizer.update({key: value for key, value in setting.items()
+                          if key != 'norm'})
         made.append(build_optim_wrapper(model, ConfigDict(own)))
     first = made[0].optimizer
     if type(first).__module__.startswith('torch.optim'):

@@ -1,7 +1,8 @@
 """What is trained: neck and head of a classifier, once for each setting."""
 
 import copy
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +76,65 @@ def probe_model(model: nn.Module, in_tuple: bool = True) -> nn.Module:
     Raises:
         ValueError: If nothing of it is left to train.
     """
-    fixed = FixedPart(model)
-    # shallow: the parts that are trained stay those of the model
-    short = copy.copy(model)
-    short._modules = dict(model._modules)
+    short = _without(model, FixedPart(model).necks)
     short.backbone = _Stored(in_tuple)
     short.data_preprocessor = nn.Identity()
     short.one_hot = getattr(model.data_preprocessor, 'to_onehot', False)
-    if fixed.necks == ['neck']:
-        short.neck = nn.Identity()
-    elif fixed.necks:
-        short.neck = nn.Sequential()
-        for name, part in model.neck.named_children():
-            short.neck.add_module(
-                name,
-                nn.Identity() if f'neck.{name}' in fixed.necks else part)
     if not any(p.requires_grad for p in short.parameters()):
         raise ValueError('neither neck nor head of the config has a '
                          'parameter that is trained: give it a head, such '
                          'as LinearHead.')
     return short
+
+
+def _without(model: nn.Module, necks: list[str]) -> nn.Module:
+    """The same, but for some necks; all parts stay those of the model."""
+    found = copy.copy(model)
+    found._modules = dict(model._modules)
+    if necks == ['neck']:
+        found.neck = nn.Identity()
+    elif necks:
+        found.neck = nn.Sequential(OrderedDict(
+            (name, nn.Identity() if f'neck.{name}' in necks else part)
+            for name, part in model.neck.named_children()))
+    return found
+
+
+def _necks(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> each part of the neck that does something."""
+    neck = getattr(model, 'neck', None)
+    parts = ({f'neck.{name}': part for name, part in neck.named_children()}
+             if isinstance(neck, nn.Sequential) else {'neck': neck})
+    return {name: part for name, part in parts.items()
+            if not isinstance(part, (nn.Identity, type(None)))}
+
+
+def norm_of(model: nn.Module) -> tuple[str, BNNeck] | None:
+    """Name and module of the one ``BNNeck`` that can be left out, if any."""
+    found = [(name, part) for name, part in _necks(model).items()
+             if type(part) is BNNeck and type(part.bn) is nn.BatchNorm1d]
+    return found[0] if len(found) == 1 else None
+
+
+def of_setting(short: nn.Module, setting: Mapping) -> nn.Module:
+    """What is trained with a setting: without its ``BNNeck`` if it says so.
+
+    That of the model then gives what it is given, so that the model is what
+    is trained, whatever it is built from.
+
+    Raises:
+        ValueError: If there is none to leave out.
+    """
+    if setting.get('norm', True):
+        return short
+    norm = norm_of(short)
+    if norm is None:
+        raise ValueError('norm=False leaves the BNNeck of the neck out, but '
+                         'the neck has none, or several.')
+    name, neck = norm
+    neck.bn.reset_parameters()  # scale 1, shift 0, mean 0
+    neck.bn.running_var.fill_(1 - neck.bn.eps)
+    return _without(short, [name])
 
 
 def save_whole(model: nn.Module, path: str | Path, meta: dict) -> None:
@@ -277,14 +317,11 @@ def _stock(part: nn.Module, kind: type, *names: str) -> bool:
 
 def _is_linear(model: nn.Module) -> bool:
     """Whether all there is, is one batch normalisation and a linear layer."""
-    neck = getattr(model, 'neck', None)
-    parts = [m for m in (neck if isinstance(neck, nn.Sequential) else [neck])
-             if m is not None and not isinstance(m, nn.Identity)]
+    necks = _necks(model)
     dropout = getattr(model.head, 'dropout', None)
     return (_stock(model, ImageClassifier, 'loss', 'predict', 'extract_feat')
             and type(model.head) in _LINEAR
             and not getattr(model.head, 'cal_acc', False)
             and not (dropout is not None and dropout.p)
-            and len(parts) < 2 and all(
-                type(p) is BNNeck and type(p.bn) is nn.BatchNorm1d
-                and p.bn.momentum is not None for p in parts))
+            and (not necks or len(necks) == 1 and norm_of(model) is not None
+                 and norm_of(model)[1].bn.momentum is not None))
