@@ -32,10 +32,10 @@ from gap_plugin.probing import (
     probe,
     probe_model,
 )
+from gap_plugin.probing.candidates import Candidates
 from gap_plugin.probing.choice import Score, folds
 from gap_plugin.probing.metrics import evaluate
 from gap_plugin.probing.optimiser import optimiser
-from gap_plugin.probing.parts import Candidates
 from gap_plugin.probing.rows import Batches, Rows
 from gap_plugin.probing.schedule import Schedule
 from gap_plugin.probing.training import _Run
@@ -191,7 +191,7 @@ def test_a_backbone_that_is_trained_is_refused_and_explained(tmp_path):
 
 def fake_store(folder, labels, width=16, centres=None):
     labels = np.asarray(labels)
-    features = np.random.default_rng(len(str(folder))).normal(
+    features = np.random.default_rng(len(folder.name)).normal(
         size=(len(labels), width)).astype(np.float32)
     if centres is not None:
         features += centres[labels].astype(np.float32)

@@ -57,8 +57,8 @@ def flags() -> argparse.ArgumentParser:
                        help='the schedule of the config is stretched to it')
     setting_flags(found)
     found.add_argument('--grid', action='store_true',
-                       help="learning rates of DINOv2's linear evaluation, with "
-                       'the BNNeck of the config and without')
+                       help="learning rates of DINOv2's linear evaluation, "
+                       'with the BNNeck of the config and without')
     found.add_argument('--select', choices=['cv', 'val'], default='cv',
                        help='what chooses one of several settings: '
                        'cross-validation on the training images, or the '

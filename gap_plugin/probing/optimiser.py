@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
-from .parts import Candidates
+from .candidates import Candidates
 
 #: Optimisers of torch with one kernel for a step, and what rules it out:
 #: of a probe's few small weights, the steps of the kernels are most of it.

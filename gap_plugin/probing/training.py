@@ -15,11 +15,12 @@ from torch import nn
 from ..features.images import check_split, refuse_unlabelled
 from ..features.store import FeatureStore
 from ..progress import bar
+from .candidates import Candidates
 from .choice import Score, folds
 from .curves import curves
 from .metrics import evaluate, numbers
 from .optimiser import optimiser, schedulers, tell_left_out, update
-from .parts import Candidates, of_setting, probe_model
+from .parts import of_setting, probe_model
 from .rows import Batches, Rows
 from .schedule import Schedule
 
