@@ -45,6 +45,9 @@ class Candidates:
         models (list[nn.Module]): They start alike.
         linear (bool): Whether all there is, is one product.
         plain (bool): Whether predictions are the softmax of the logits.
+        stacks (list): If linear, each parameter that is trained, of all
+            settings as ``(G, ...)``, and that of each, which is a part of
+            it, as is its gradient.
     """
 
     def __init__(self, model: nn.Module, count: int) -> None:
@@ -56,7 +59,7 @@ class Candidates:
                                  '_get_predictions'))
         self._one_hot = (model.one_hot
                          or isinstance(model.head, MultiLabelClsHead))
-        self._stacks: list[torch.Tensor] = []
+        self.stacks: list[tuple[torch.Tensor, list[nn.Parameter]]] = []
         if self.linear:
             self._weight, self._bias = self._stacked(
                 [one.head.fc for one in self.models])
@@ -81,7 +84,7 @@ class Candidates:
             for part, data in zip(parts, whole.unbind(), strict=True):
                 part.data = data
             if parts[0].requires_grad:
-                self._stacks.append(whole.requires_grad_())
+                self.stacks.append((whole.requires_grad_(), parts))
                 whole.grad = torch.zeros_like(whole)
                 for part, grad in zip(parts, whole.grad, strict=True):
                     part.grad = grad
@@ -94,8 +97,8 @@ class Candidates:
 
     def zero_grad(self) -> None:
         """Forget all gradients; those of one tensor stay its parts."""
-        for stack in self._stacks:
-            stack.grad.zero_()
+        for whole, _ in self.stacks:
+            whole.grad.zero_()
         if not self.linear:
             for model in self.models:
                 model.zero_grad()
@@ -109,7 +112,7 @@ class Candidates:
         """
         if self.linear and options.keys() == {'max_norm'}:
             # the same for all at once, of no use to one alone
-            parts = [stack.grad.flatten(1) for stack in self._stacks]
+            parts = [whole.grad.flatten(1) for whole, _ in self.stacks]
             norms = torch.stack([part.norm(dim=1) for part in parts]).norm(
                 dim=0)
             share = options['max_norm'] / (norms + 1e-6)

@@ -130,6 +130,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                           rows, val_rows)
     own = {key: cfg.optim_wrapper.optimizer[key] for key in (
         'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
+    short.zero_grad()
     kept = Candidates(short, 1)
     if kept.diverged()[0]:
         raise ValueError('the probe has diverged, its weights are not finite:'
