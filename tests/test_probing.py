@@ -573,6 +573,30 @@ def test_folds_are_alike_and_keep_an_image_together():
         21, 21, 21, 20, 20]
 
 
+def test_data_that_folds_cannot_be_made_of_is_named(tmp_path):
+    labels = [0] * 25 + [1] * 22 + [2]  # one image of a class, five folds
+    centres = 0.7 * np.random.default_rng(2).normal(size=(3, 16))
+    rare = fake_store(tmp_path / 'rare', labels, centres=centres)
+    settings = grid([1e-3, 1e-2], None)
+    model, cfg = digits(SIXTEEN)
+    result = probe(model, cfg, rare, None, epochs=2, settings=settings)
+    assert result.setting['lr'] == 1e-2
+    assert logistic(rare, rare)['cv'] > 60
+    one = fake_store(tmp_path / 'one', [0] * 10 + [1])
+    with pytest.raises(ValueError, match='without one of the folds, all'):
+        logistic(one, one)
+    several = fake_store(tmp_path / 'several', np.eye(3)[labels], 16)
+    multi = {**SIXTEEN, 'model.head': dict(
+        type='MultiLabelLinearClsHead', num_classes=3, in_channels=16)}
+    model, cfg = digits(multi)
+    cfg.val_evaluator = dict(type='AveragePrecision')
+    result = probe(model, cfg, several, several, epochs=2, settings=settings)
+    assert result.table[0]['metric'] == 'multi-label/mAP'
+    cfg.val_evaluator = dict(type='Accuracy')
+    with pytest.raises(ValueError, match="needs 'gt_label', which these"):
+        probe(model, cfg, several, None, epochs=2, settings=settings)
+
+
 def test_the_interval_is_wilsons():
     # 81 of 100: by hand from the formula
     found = interval('accuracy/top1', 81., 100)

@@ -83,7 +83,7 @@ def logistic(train: FeatureStore, val: FeatureStore, count: int = 5,
 
     Raises:
         ValueError: If images have several labels, or there are fewer than
-            folds.
+            folds, or of one class.
         ImportError: If scikit-learn is missing.
     """
     logistic_regression = _sklearn()
@@ -91,13 +91,15 @@ def logistic(train: FeatureStore, val: FeatureStore, count: int = 5,
     check_single(train, val)
     labels = np.asarray(train.labels)
     fold = folds(labels, np.asarray(train.sample_ids), count, seed)
+    if any(len(np.unique(labels[fold != k])) < 2 for k in range(count)):
+        raise ValueError('logistic: without one of the folds, all training '
+                         'images are of one class; leave it out.')
     search = GridSearchCV(logistic_regression(max_iter=1000),
-                          dict(C=STRENGTHS), cv=PredefinedSplit(fold),
-                          error_score='raise')
+                          dict(C=STRENGTHS), cv=PredefinedSplit(fold))
     search.fit(_scaled(train), labels)
     spread = search.cv_results_['std_test_score'][search.best_index_]
-    return dict(C=search.best_params_['C'], cv=100 * search.best_score_,
-                std=100 * float(spread),
+    return dict(C=search.best_params_['C'],
+                cv=100 * float(search.best_score_), std=100 * float(spread),
                 top1=_top1(search.predict(_scaled(val)), val))
 
 

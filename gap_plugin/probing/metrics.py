@@ -52,7 +52,14 @@ def evaluate(metrics: Any, trained: Candidates, rows: Rows,
         else:
             for evaluator, found in zip(counts, trained.predict(x, labels),
                                         strict=True):
-                evaluator.process(found)
+                try:
+                    evaluator.process(found)
+                except KeyError as error:
+                    raise ValueError(
+                        f'a metric of the evaluator needs {error}, which '
+                        'these images do not have: with several labels an '
+                        'image, use AveragePrecision or MultiLabelMetric.'
+                    ) from None
     if counted:
         found = [{} for _ in trained.models]
         for count in counts:

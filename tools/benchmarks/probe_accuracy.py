@@ -52,8 +52,6 @@ DEFAULTS = {
     'probe': dict(lr=3e-4),
     'probe, no BN': dict(lr=3e-4, norm=False),
     'probe, no BN, 5e-4': dict(lr=5e-4, norm=False),
-    'probe, 5e-4': dict(lr=5e-4),
-    'probe, 1e-3': dict(lr=1e-3),
     'probe, 1e-3, decay 1': dict(lr=1e-3, weight_decay=1.)}
 
 
