@@ -739,7 +739,8 @@ def test_knn_and_few_shot(tmp_path, monkeypatch):
     assert rows != few_shot(train, val, [1, 8], seed=1)
     assert rows[1]['top1'] > rows[0]['top1'] > 34
     known = knn(train, val, [1, 5, 48])
-    monkeypatch.setattr('gap_plugin.probing.neighbours._BLOCK', 7)
+    for name in ('_KNOWN', '_ROWS'):
+        monkeypatch.setattr(f'gap_plugin.probing.neighbours.{name}', 7)
     assert known == knn(train, val, [1, 5, 48])
     once, twice = (knn(train, val, counts)[-1] for counts in ([5], [5, 5]))
     assert once == twice

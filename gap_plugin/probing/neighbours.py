@@ -12,7 +12,8 @@ from ..features.store import FeatureStore
 #: Weight of a neighbour of cosine similarity s is exp(s / 0.07), as in
 #: https://arxiv.org/abs/1805.01978 and in the k-NN evaluation of DINO.
 TEMPERATURE = 0.07
-_BLOCK = 4096  # images at a time
+# images at a time; the more are known, the less their choice takes
+_KNOWN, _ROWS = 16384, 1024
 
 
 def knn(train: FeatureStore, val: FeatureStore,
@@ -41,10 +42,10 @@ def knn(train: FeatureStore, val: FeatureStore,
                              f'{len(train)} training images.')
     similar = torch.full((len(val), max(counts)), -torch.inf)
     labels = torch.zeros(similar.shape, dtype=torch.int64)
-    for some in _blocks(train):
+    for some in _blocks(train, _KNOWN):
         known = unit(train.features[some])
         their = torch.tensor(np.array(train.labels[some]))
-        for rows in _blocks(val):
+        for rows in _blocks(val, _ROWS):
             found, places = (unit(val.features[rows]) @ known.T).topk(
                 min(max(counts), len(their)))
             similar[rows], nearest = torch.cat([similar[rows], found], 1).topk(
@@ -57,7 +58,7 @@ def knn(train: FeatureStore, val: FeatureStore,
     table = []
     for k in counts:
         right = 0
-        for rows in _blocks(val):
+        for rows in _blocks(val, _ROWS):
             votes = torch.zeros(len(truth[rows]), int(labels.max()) + 1)
             votes.scatter_add_(1, labels[rows, :k], weights[rows, :k])
             right += int((votes.argmax(1) == truth[rows]).sum())
@@ -65,9 +66,9 @@ def knn(train: FeatureStore, val: FeatureStore,
     return table
 
 
-def _blocks(store: FeatureStore) -> list[slice]:
-    return [slice(start, start + _BLOCK)
-            for start in range(0, len(store), _BLOCK)]
+def _blocks(store: FeatureStore, size: int) -> list[slice]:
+    return [slice(start, start + size)
+            for start in range(0, len(store), size)]
 
 
 def check_single(*stores: FeatureStore) -> None:
@@ -81,5 +82,5 @@ def check_single(*stores: FeatureStore) -> None:
 
 def unit(features: np.ndarray) -> torch.Tensor:
     """Features of unit length."""
-    found = torch.tensor(np.array(features, np.float32))
+    found = torch.from_numpy(np.array(features, np.float32))
     return torch.nn.functional.normalize(found, eps=1e-12)

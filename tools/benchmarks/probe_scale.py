@@ -89,6 +89,9 @@ def probed(train: FeatureStore, val: FeatureStore | None, batch: int,
            epochs: int, norm: bool, count: int) -> float:
     """Seconds of a probe of some settings at once."""
     model, cfg = classifier(train.features.shape[1], batch, norm)
+    # the schedule moves as often as in 100 epochs
+    cfg.train_cfg.max_epochs = max(
+        round(cfg.train_cfg.max_epochs * epochs / 100), 1)
     start = time.perf_counter()
     probe(model, cfg, train, val, epochs=epochs,
           settings=grid(DINOV2_RATES[:count], None),
@@ -124,6 +127,42 @@ def timing(args: argparse.Namespace) -> list[dict]:
             rows.append(dict(
                 what='k-NN', known=len(train), rows=len(val),
                 knn_s=middle - start, product_s=time.perf_counter() - middle))
+            print(rows[-1], flush=True)
+    return rows
+
+
+#: Operations that compute, and those that fetch the rows.
+ARITHMETIC = ('aten::addmm', 'aten::mm', 'aten::bmm', 'aten::mul',
+              'aten::_log_softmax', 'aten::_log_softmax_backward_data',
+              'aten::nll_loss_forward', 'aten::nll_loss_backward',
+              'aten::native_batch_norm', 'aten::_fused_adamw_',
+              'aten::linalg_vector_norm', 'aten::sum', 'aten::softmax',
+              'aten::_softmax', 'aten::topk', 'aten::index_select')
+
+
+def profile(args: argparse.Namespace) -> list[dict]:
+    """What share of a probe's training is arithmetic."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        train, val = (random_store(folder / str(i), n, args.width, i)
+                      for i, n in enumerate((args.rows, 10_000)))
+        for norm, count in itertools.product((False, True), (1, 13)):
+            both = train, val, args.batch[0]
+            fixed, seconds = (probed(*both, epochs, norm, count)
+                              for epochs in (1, 3))
+            times = []
+            for epochs in (1, 3):
+                with torch.profiler.profile() as found:
+                    probed(*both, epochs, norm, count)
+                times.append(sum(
+                    one.self_cpu_time_total for one in found.key_averages()
+                    if one.key in ARITHMETIC) / 1e6)
+            rows.append(dict(
+                what='profile', norm=norm, settings=count,
+                epoch_s=(seconds - fixed) / 2,
+                arithmetic_s=(times[1] - times[0]) / 2,
+                share=(times[1] - times[0]) / (seconds - fixed)))
             print(rows[-1], flush=True)
     return rows
 
@@ -224,7 +263,8 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--many', type=int, default=1_280_000,
                         help='rows of the largest store, 3 KB each on a disk')
-    parser.add_argument('--only', choices=['timing', 'memory', 'many'],
+    parser.add_argument('--only',
+                        choices=['timing', 'profile', 'memory', 'many'],
                         help='one part alone')
     parser.add_argument('--out', help='JSON file for the raw figures')
     parser.add_argument('--work', nargs=3, help=argparse.SUPPRESS)
@@ -234,7 +274,8 @@ def main() -> None:
         work(kind, int(rows), Path(folder))
         return
     found = []
-    for name, part in (('timing', timing), ('memory', memory), ('many', many)):
+    for name, part in (('timing', timing), ('profile', profile),
+                       ('memory', memory), ('many', many)):
         if args.only in (None, name):
             found += part(args)
     if args.out:
