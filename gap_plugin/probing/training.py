@@ -247,8 +247,8 @@ class _Run:
                     name=name, metric=metric, value=float(metrics[metric]),
                     split='val', epoch=epoch)
                 if not kept or score > kept[0]:
-                    kept[:] = (score, name,
-                               copy.deepcopy(model.state_dict()))
+                    kept[:] = score, name, {key: value.clone() for key, value
+                                            in model.state_dict().items()}
 
         for trained, part in _candidates(short, settings):
             self.train(trained, part, rows, val_rows, after=after)
