@@ -32,10 +32,11 @@ from gap_plugin.probing import (
     probe,
     probe_model,
 )
+from gap_plugin.probing.candidates import Candidates
 from gap_plugin.probing.choice import Score, folds
 from gap_plugin.probing.metrics import evaluate
 from gap_plugin.probing.optimiser import optimiser
-from gap_plugin.probing.parts import Candidates
+from gap_plugin.probing.parts import norm_of
 from gap_plugin.probing.rows import Batches, Rows
 from gap_plugin.probing.schedule import Schedule
 from gap_plugin.probing.training import _Run
@@ -191,7 +192,7 @@ def test_a_backbone_that_is_trained_is_refused_and_explained(tmp_path):
 
 def fake_store(folder, labels, width=16, centres=None):
     labels = np.asarray(labels)
-    features = np.random.default_rng(len(str(folder))).normal(
+    features = np.random.default_rng(len(folder.name)).normal(
         size=(len(labels), width)).astype(np.float32)
     if centres is not None:
         features += centres[labels].astype(np.float32)
@@ -345,6 +346,12 @@ VARIANTS = {
     'accumulated': ({'optim_wrapper.accumulative_counts': 2}, True),
     'Lamb': ({'optim_wrapper.optimizer': dict(
         type='Lamb', lr=1e-3, weight_decay=.1, _delete_=True)}, True),
+    'SGD': ({'optim_wrapper.optimizer': dict(
+        type='SGD', lr=1e-3, momentum=.9, nesterov=True, weight_decay=.1,
+        _delete_=True)}, True),
+    'Adam': ({'optim_wrapper.optimizer': dict(
+        type='Adam', lr=1e-3, amsgrad=True, weight_decay=.1,
+        _delete_=True)}, True),
     'clipped by value': ({'optim_wrapper.clip_grad': dict(
         type='value', clip_value=1e-3, _delete_=True)}, True),
     'groups': ({'optim_wrapper.paramwise_cfg': dict(
@@ -417,7 +424,9 @@ METRICS = {
 
 
 @pytest.mark.parametrize('kind', METRICS)
-def test_metrics_are_those_of_the_host_to_the_last_digit(tmp_path, kind):
+def test_metrics_are_those_of_the_host_to_the_last_digit(
+        tmp_path, kind, monkeypatch):
+    monkeypatch.setattr('gap_plugin.probing.metrics._BLOCK', 1)
     _, val = small_stores(tmp_path)
     model, _ = digits(SIXTEEN)
     rows = Rows([val], CPU, dict(classes='abc'))
@@ -473,6 +482,45 @@ def test_the_best_setting_is_kept(tmp_path, select):
         top1(model, val), abs=1e-3)
 
 
+@pytest.mark.parametrize('select', ['cv', 'val'])
+def test_a_setting_without_norm_is_a_config_without_norm(tmp_path, select):
+    train, val = small_stores(tmp_path)
+    cases = []
+    for neck, settings in (
+            (SIXTEEN['model.neck'], grid([1e-9, 1e-2], None, [False, True])),
+            ([dict(type='GAPNeck')], grid([1e-9, 1e-2], None))):
+        model, cfg = digits({**SIXTEEN, 'model.neck': neck})
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.head.fc.weight, std=.01)
+        result = probe(model, cfg, train, val, epochs=4, fold_count=3,
+                       select=select, settings=settings)
+        # the model, whatever it is built from, is what was trained
+        assert result.metrics['accuracy/top1'] == pytest.approx(
+            top1(model, val), abs=1e-3)
+        cases.append((model, result))
+    (both, of_both), (plain, of_plain) = cases
+    rows = [{key: value for key, value in row.items() if key != 'kept'}
+            for row in of_both.table]
+    for row in of_plain.table:
+        del row['kept']
+        assert dict(row, norm=False) in rows
+    assert len(rows) == 4
+    values = {row['norm']: row['value'] for row in rows if row['lr'] == 1e-2}
+    assert values[True] != values[False]  # as good, or one is chosen
+    assert of_both.setting['norm'] is (values[True] > values[False])
+    if not of_both.setting['norm']:
+        torch.testing.assert_close(both.head.fc.weight, plain.head.fc.weight)
+
+
+def test_a_norm_that_is_not_there_cannot_be_left_out(tmp_path):
+    train, _ = small_stores(tmp_path)
+    model, cfg = digits({**SIXTEEN, 'model.neck': [dict(type='GAPNeck')]})
+    with pytest.raises(ValueError, match='norm=False .* has none'):
+        probe(model, cfg, train, None, epochs=1,
+              settings=grid(None, None, [False]))
+    assert norm_of(model) is None and norm_of(digits()[0]) is not None
+
+
 def test_a_probe_that_diverges_is_an_error(tmp_path):
     train, _ = small_stores(tmp_path)
     model, cfg = digits(SIXTEEN)
@@ -523,6 +571,30 @@ def test_folds_are_alike_and_keep_an_image_together():
     scores = np.eye(4, dtype=np.float32)[labels]
     assert np.bincount(folds(scores, names, 5, 0)).tolist() == [
         21, 21, 21, 20, 20]
+
+
+def test_data_that_folds_cannot_be_made_of_is_named(tmp_path):
+    labels = [0] * 25 + [1] * 22 + [2]  # one image of a class, five folds
+    centres = 0.7 * np.random.default_rng(2).normal(size=(3, 16))
+    rare = fake_store(tmp_path / 'rare', labels, centres=centres)
+    settings = grid([1e-3, 1e-2], None)
+    model, cfg = digits(SIXTEEN)
+    result = probe(model, cfg, rare, None, epochs=2, settings=settings)
+    assert result.setting['lr'] == 1e-2
+    assert logistic(rare, rare)['cv'] > 60
+    one = fake_store(tmp_path / 'one', [0] * 10 + [1])
+    with pytest.raises(ValueError, match='without one of the folds, all'):
+        logistic(one, one)
+    several = fake_store(tmp_path / 'several', np.eye(3)[labels], 16)
+    multi = {**SIXTEEN, 'model.head': dict(
+        type='MultiLabelLinearClsHead', num_classes=3, in_channels=16)}
+    model, cfg = digits(multi)
+    cfg.val_evaluator = dict(type='AveragePrecision')
+    result = probe(model, cfg, several, several, epochs=2, settings=settings)
+    assert result.table[0]['metric'] == 'multi-label/mAP'
+    cfg.val_evaluator = dict(type='Accuracy')
+    with pytest.raises(ValueError, match="needs 'gt_label', which these"):
+        probe(model, cfg, several, None, epochs=2, settings=settings)
 
 
 def test_the_interval_is_wilsons():
@@ -648,7 +720,7 @@ def test_wrong_settings_are_named(rates, decays, message):
         grid(rates, decays)
 
 
-def test_knn_and_few_shot(tmp_path):
+def test_knn_and_few_shot(tmp_path, monkeypatch):
     train, val = small_stores(tmp_path)
     # by hand: weights exp(s / 0.07) of the k most similar
     unit = [np.array(s.features) / np.linalg.norm(
@@ -666,6 +738,10 @@ def test_knn_and_few_shot(tmp_path):
     assert rows == few_shot(train, val, [1, 8])
     assert rows != few_shot(train, val, [1, 8], seed=1)
     assert rows[1]['top1'] > rows[0]['top1'] > 34
+    known = knn(train, val, [1, 5, 48])
+    for name in ('_KNOWN', '_ROWS'):
+        monkeypatch.setattr(f'gap_plugin.probing.neighbours.{name}', 7)
+    assert known == knn(train, val, [1, 5, 48])
     once, twice = (knn(train, val, counts)[-1] for counts in ([5], [5, 5]))
     assert once == twice
     with pytest.raises(ValueError, match='knn=49: .* 48 training images'):

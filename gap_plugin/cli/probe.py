@@ -38,14 +38,15 @@ from ..probing import (
     save_whole,
 )
 from ..probing.metrics import numbers
+from ..probing.parts import norm_of
 from ..version import __version__
 from . import console
 from .building import build_model, extract_splits, load_config, one_run
 from .command import command
 from .flags import parser, setting_flags, store_flags
 
-COLUMNS = ('method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
-           'value', 'std', 'epoch', 'kept', 'C', 'low', 'high')
+COLUMNS = ('method', 'lr', 'weight_decay', 'norm', 'k', 'shots', 'split',
+           'metric', 'value', 'std', 'epoch', 'kept', 'C', 'low', 'high')
 
 
 def flags() -> argparse.ArgumentParser:
@@ -56,7 +57,8 @@ def flags() -> argparse.ArgumentParser:
                        help='the schedule of the config is stretched to it')
     setting_flags(found)
     found.add_argument('--grid', action='store_true',
-                       help="learning rates of DINOv2's linear evaluation")
+                       help="learning rates of DINOv2's linear evaluation, "
+                       'with the BNNeck of the config and without')
     found.add_argument('--select', choices=['cv', 'val'], default='cv',
                        help='what chooses one of several settings: '
                        'cross-validation on the training images, or the '
@@ -175,14 +177,13 @@ def _same(stores: dict[str, FeatureStore]) -> bool:
 def run(args: argparse.Namespace) -> None:
     """Extract if needed, and probe."""
     check_flags(args)
-    settings = grid(DINOV2_RATES if args.grid else args.lr,
-                    args.weight_decay)
+    grid(args.lr, args.weight_decay)  # may refuse
     cfg = load_config(args)
     with one_run(cfg, 'probe'):
-        _probe(cfg, args, settings)
+        _probe(cfg, args)
 
 
-def _probe(cfg: Config, args: argparse.Namespace, settings: dict) -> None:
+def _probe(cfg: Config, args: argparse.Namespace) -> None:
     """Extract if needed, and probe, in a work dir of its own."""
     model = build_model(cfg, args)
     if not args.freeze:
@@ -195,6 +196,8 @@ def _probe(cfg: Config, args: argparse.Namespace, settings: dict) -> None:
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     others = other_rows(args, stores, seed)
     metainfo = stores['train'].description['metainfo']
+    settings = grid(DINOV2_RATES if args.grid else args.lr, args.weight_decay,
+                    [True, False] if args.grid and norm_of(model) else None)
     console.header(dict(probe=f'{args.epochs} epochs on stored features, '
                         f'log in {console.short(work_dir / "probe")}'))
     result = probe(

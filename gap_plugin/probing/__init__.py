@@ -1,9 +1,10 @@
 """Neck and head, trained on stored features.
 
 Reading order: :mod:`.rows` (features as batches), :mod:`.parts` (what is
-trained), :mod:`.optimiser`, :mod:`.schedule`, :mod:`.metrics`, :mod:`.choice`
-(settings and folds), :mod:`.curves`, :mod:`.training` (the probe),
-:mod:`.neighbours` (k-NN), :mod:`.few_labels` (scikit-learn's classifiers).
+trained), :mod:`.candidates` (that of several settings), :mod:`.optimiser`,
+:mod:`.schedule`, :mod:`.metrics`, :mod:`.choice` (settings and folds),
+:mod:`.curves`, :mod:`.training` (the probe), :mod:`.neighbours` (k-NN),
+:mod:`.few_labels` (scikit-learn's classifiers).
 """
 
 from .choice import DINOV2_RATES, grid, interval

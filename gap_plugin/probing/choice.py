@@ -15,16 +15,18 @@ DINOV2_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
                 2e-2, 5e-2, 1e-1)
 
 
-def grid(rates: Sequence[float] | None,
-         decays: Sequence[float] | None) -> dict[str, dict[str, float]]:
+def grid(rates: Sequence[float] | None, decays: Sequence[float] | None,
+         norms: Sequence[bool] | None = None) -> dict[str, dict[str, float]]:
     """All pairs of learning rates and weight decays.
 
     Args:
         rates: Learning rates, positive; None for that of the config.
         decays: Weight decays, 0 or more; None for that of the config.
+        norms: With the ``BNNeck`` of the config, without it, or both; None
+            for as it is.
 
     Returns:
-        Name -> ``lr`` and ``weight_decay``, as far as given.
+        Name -> ``lr``, ``weight_decay`` and ``norm``, as far as given.
 
     Raises:
         ValueError: If a value is out of its range, or given twice.
@@ -38,6 +40,8 @@ def grid(rates: Sequence[float] | None,
                 told = dict(lr='learning rate', weight_decay='weight decay')
                 raise ValueError(f'{value} is no {told[key]}: learning rates '
                                  'are above 0, weight decays 0 at least.')
+    if norms:
+        lists['norm'] = norms
     if not lists:
         return {}
     found = [dict(zip(lists, values, strict=True))

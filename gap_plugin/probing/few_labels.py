@@ -83,27 +83,24 @@ def logistic(train: FeatureStore, val: FeatureStore, count: int = 5,
 
     Raises:
         ValueError: If images have several labels, or there are fewer than
-            folds.
+            folds, or of one class.
         ImportError: If scikit-learn is missing.
     """
     logistic_regression = _sklearn()
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
     check_single(train, val)
-    features, labels = _scaled(train), np.asarray(train.labels)
+    labels = np.asarray(train.labels)
     fold = folds(labels, np.asarray(train.sample_ids), count, seed)
-    figures = np.zeros((len(STRENGTHS), count))
-    for k in range(count):
-        model = logistic_regression(max_iter=1000, warm_start=True)
-        for i, strength in enumerate(STRENGTHS):
-            model.set_params(C=strength)
-            model.fit(features[fold != k], labels[fold != k])
-            right = model.predict(features[fold == k]) == labels[fold == k]
-            figures[i, k] = 100 * right.mean()
-    best = int(figures.mean(1).argmax())
-    model = logistic_regression(max_iter=1000, C=STRENGTHS[best])
-    model.fit(features, labels)
-    return dict(C=STRENGTHS[best], cv=float(figures[best].mean()),
-                std=float(figures[best].std()),
-                top1=_top1(model.predict(_scaled(val)), val))
+    if any(len(np.unique(labels[fold != k])) < 2 for k in range(count)):
+        raise ValueError('logistic: without one of the folds, all training '
+                         'images are of one class; leave it out.')
+    search = GridSearchCV(logistic_regression(max_iter=1000),
+                          dict(C=STRENGTHS), cv=PredefinedSplit(fold))
+    search.fit(_scaled(train), labels)
+    spread = search.cv_results_['std_test_score'][search.best_index_]
+    return dict(C=search.best_params_['C'],
+                cv=100 * float(search.best_score_), std=100 * float(spread),
+                top1=_top1(search.predict(_scaled(val)), val))
 
 
 def _sklearn() -> Any:

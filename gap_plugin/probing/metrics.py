@@ -9,8 +9,10 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmpretrain.evaluation import Accuracy
 
-from .parts import Candidates
+from .candidates import Candidates
 from .rows import Rows
+
+_BLOCK = 1024  # rows at a time where no image has a result of its own
 
 
 @torch.no_grad()
@@ -38,10 +40,11 @@ def evaluate(metrics: Any, trained: Candidates, rows: Rows,
                    type(m) is Accuracy for m in counts[0].metrics))
     if counted:
         counts = [_Count(metric) for metric in counts[0].metrics]
+        batch_size = max(batch_size, _BLOCK)
     for evaluator in counts:
         evaluator.dataset_meta = rows.metainfo
-    for batch in torch.arange(len(rows)).split(batch_size):
-        x, labels = rows.take(batch)
+    for start in range(0, len(rows), batch_size):
+        x, labels = rows.take(slice(start, start + batch_size))
         if counted:
             scores = trained.logits(x).softmax(2)
             for count in counts:
@@ -49,7 +52,14 @@ def evaluate(metrics: Any, trained: Candidates, rows: Rows,
         else:
             for evaluator, found in zip(counts, trained.predict(x, labels),
                                         strict=True):
-                evaluator.process(found)
+                try:
+                    evaluator.process(found)
+                except KeyError as error:
+                    raise ValueError(
+                        f'a metric of the evaluator needs {error}, which '
+                        'these images do not have: with several labels an '
+                        'image, use AveragePrecision or MultiLabelMetric.'
+                    ) from None
     if counted:
         found = [{} for _ in trained.models]
         for count in counts:

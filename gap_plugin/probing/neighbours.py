@@ -12,15 +12,16 @@ from ..features.store import FeatureStore
 #: Weight of a neighbour of cosine similarity s is exp(s / 0.07), as in
 #: https://arxiv.org/abs/1805.01978 and in the k-NN evaluation of DINO.
 TEMPERATURE = 0.07
-_BLOCK = 512  # images at a time
+# images at a time; the more are known, the less their choice takes
+_KNOWN, _ROWS = 16384, 1024
 
 
 def knn(train: FeatureStore, val: FeatureStore,
         counts: Sequence[int]) -> list[dict[str, Any]]:
     """Top-1 of the weighted vote of the k nearest training images.
 
-    Similarity is the cosine. One product serves all k; memory does not grow
-    with the images to classify.
+    Similarity is the cosine. One product serves all k, block by block: what
+    stays in memory are the nearest of each image.
 
     Args:
         train: Features of known labels.
@@ -39,22 +40,35 @@ def knn(train: FeatureStore, val: FeatureStore,
         if not 1 <= k <= len(train):
             raise ValueError(f'knn={k}: must be from 1 to the '
                              f'{len(train)} training images.')
-    known = unit(train.features)
-    labels = torch.tensor(np.array(train.labels))
-    right = dict.fromkeys(counts, 0)
-    for start in range(0, len(val), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        similar = unit(val.features[rows]) @ known.T
-        nearest, places = similar.topk(max(counts))  # sorted
-        # of the nearest one 1, so that nothing overflows
-        weights = ((nearest - nearest[:, :1]) / TEMPERATURE).exp()
-        classes = labels[places]
-        truth = torch.tensor(np.array(val.labels[rows]))
-        for k in right:
-            votes = torch.zeros(len(truth), int(labels.max()) + 1)
-            votes.scatter_add_(1, classes[:, :k], weights[:, :k])
-            right[k] += int((votes.argmax(1) == truth).sum())
-    return [dict(k=k, top1=100 * right[k] / len(val)) for k in counts]
+    similar = torch.full((len(val), max(counts)), -torch.inf)
+    labels = torch.zeros(similar.shape, dtype=torch.int64)
+    for some in _blocks(train, _KNOWN):
+        known = unit(train.features[some])
+        their = torch.tensor(np.array(train.labels[some]))
+        for rows in _blocks(val, _ROWS):
+            found, places = (unit(val.features[rows]) @ known.T).topk(
+                min(max(counts), len(their)))
+            similar[rows], nearest = torch.cat([similar[rows], found], 1).topk(
+                max(counts))  # sorted
+            labels[rows] = torch.cat([labels[rows], their[places]], 1).gather(
+                1, nearest)
+    # of the nearest one 1, so that nothing overflows
+    weights = ((similar - similar[:, :1]) / TEMPERATURE).exp()
+    truth = torch.tensor(np.array(val.labels))
+    table = []
+    for k in counts:
+        right = 0
+        for rows in _blocks(val, _ROWS):
+            votes = torch.zeros(len(truth[rows]), int(labels.max()) + 1)
+            votes.scatter_add_(1, labels[rows, :k], weights[rows, :k])
+            right += int((votes.argmax(1) == truth[rows]).sum())
+        table.append(dict(k=k, top1=100 * right / len(val)))
+    return table
+
+
+def _blocks(store: FeatureStore, size: int) -> list[slice]:
+    return [slice(start, start + size)
+            for start in range(0, len(store), size)]
 
 
 def check_single(*stores: FeatureStore) -> None:
@@ -68,5 +82,5 @@ def check_single(*stores: FeatureStore) -> None:
 
 def unit(features: np.ndarray) -> torch.Tensor:
     """Features of unit length."""
-    found = torch.tensor(np.array(features, np.float32))
+    found = torch.from_numpy(np.array(features, np.float32))
     return torch.nn.functional.normalize(found, eps=1e-12)

@@ -9,12 +9,15 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
-from .parts import Candidates
+from .candidates import Candidates
 
 #: Optimisers of torch with one kernel for a step, and what rules it out:
 #: of a probe's few small weights, the steps of the kernels are most of it.
-_FUSED = ('Adam', 'AdamW', 'SGD')
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _IMPLEMENTATIONS = {'fused', 'foreach', 'differentiable', 'capturable'}
+
+#: What schedulers change in a group, beside rate and decay.
+_SCHEDULED = ('momentum', 'betas', 'eps')
 
 #: Schedulers that wait for a metric.
 _PLATEAU = 'ReduceOnPlateau'
@@ -31,18 +34,18 @@ def optimiser(trained: Candidates, cfg: Config,
                 'optimizer', 'paramwise_cfg', 'constructor', 'clip_grad',
                 'accumulative_counts')}
         optimizer = own['optimizer']
-        if optimizer['type'] in _FUSED and not (
+        if optimizer['type'] in [one.__name__ for one in _FUSED] and not (
                 _IMPLEMENTATIONS & set(optimizer)):
             optimizer['fused'] = True
-        optimizer.update(setting)
+        optimizer.update({key: value for key, value in setting.items()
+                          if key != 'norm'})
         made.append(build_optim_wrapper(model, ConfigDict(own)))
-    first = made[0].optimizer
-    if type(first).__module__.startswith('torch.optim'):
-        for other in made[1:]:
-            for group in other.optimizer.param_groups:
-                first.add_param_group(group)
-    elif len(made) > 1:
-        made[0].optimizer = _Each([other.optimizer for other in made])
+    each = [one.optimizer for one in made]
+    if len(each) > 1:
+        at_once = trained.stacks and type(each[0]) in _FUSED and (
+            not each[0].defaults['maximize'])
+        made[0].optimizer = (_AtOnce(each, trained.stacks) if at_once
+                             else _Each(each))
     scaled = cfg.get('auto_scale_lr') or {}
     if scaled.get('enable'):  # as the runner
         for group in made[0].optimizer.param_groups:
@@ -69,6 +72,56 @@ class _Each(torch.optim.Optimizer):
             one.step()
 
 
+class _AtOnce(_Each):
+    """Adam, AdamW or SGD of all settings, by one step of torch's.
+
+    These go as far as their learning rate says, in a direction that it has
+    no part in. Torch goes there from 0, at a rate of 1, and each setting
+    takes its share of that.
+
+    Args:
+        optimizers: One for each setting, of the same kind.
+        stacks: Parameters of all settings, and those of each.
+    """
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer],
+                 stacks: list[tuple[torch.Tensor, list]]) -> None:
+        super().__init__(optimizers)
+        group_of = {part: group for group in self.param_groups
+                    for part in group['params']}
+        self._stacks = [(whole, torch.zeros_like(whole),
+                         [group_of[part] for part in parts])
+                        for whole, parts in stacks]
+        for whole, way, _ in self._stacks:
+            way.grad = whole.grad
+        self._torch = type(optimizers[0])([
+            dict(groups[0], params=[way], lr=1., weight_decay=0.)
+            for _, way, groups in self._stacks])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """A step of each."""
+        rates = []
+        for (whole, _, groups), own in zip(
+                self._stacks, self._torch.param_groups, strict=True):
+            rate, decay = (
+                torch.tensor([group[key] for group in groups],
+                             device=whole.device).view(
+                    -1, *[1] * (whole.ndim - 1))
+                for key in ('lr', 'weight_decay'))
+            rates.append(rate)
+            if isinstance(self._torch, torch.optim.AdamW):
+                whole.mul_(1 - rate * decay)
+            else:
+                whole.grad.add_(decay * whole)
+            own.update({key: groups[0][key] for key in _SCHEDULED
+                        if key in own})
+        self._torch.step()
+        for (whole, way, _), rate in zip(self._stacks, rates, strict=True):
+            whole.addcmul_(way, rate)
+            way.zero_()
+
+
 def update(wrapper: OptimWrapper, trained: Candidates,
            loss: torch.Tensor) -> None:
     """A step; each setting is clipped on its own."""
@@ -76,12 +129,9 @@ def update(wrapper: OptimWrapper, trained: Candidates,
     if not wrapper.should_update():
         return
     if wrapper.clip_grad_kwargs:
-        for model in trained.models:
-            wrapper.clip_func([p for p in model.parameters()
-                               if p.grad is not None],
-                              **wrapper.clip_grad_kwargs)
+        trained.clip(wrapper.clip_func, wrapper.clip_grad_kwargs)
     wrapper.optimizer.step()
-    wrapper.optimizer.zero_grad()
+    trained.zero_grad()
 
 
 def tell_left_out(cfg: Config, model: nn.Module) -> None:

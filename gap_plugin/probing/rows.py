@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import BatchSampler
 
 from ..features.store import FeatureStore
 
@@ -67,14 +68,15 @@ class Rows:
         return dict(sample_idx=index, gt_label=(
             cats[0] if self.labels.ndim == 1 else cats))
 
-    def take(self, rows: torch.Tensor,
+    def take(self, rows: torch.Tensor | slice,
              view: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Features ``(n, C)`` and labels of some rows."""
         labels = self.labels[rows].to(self.device)
         if self._chosen is not None:
             rows = self._chosen[rows]
         features = self._views[view % len(self._views)]
-        x = features.index_select(0, rows.to(features.device))
+        x = (features[rows] if isinstance(rows, slice) else
+             features.index_select(0, rows.to(features.device)))
         return x.to(self.device).float(), labels
 
 
@@ -103,39 +105,32 @@ class Batches:
     """
 
     def __init__(self, loader: dict, rows: Rows, seed: int) -> None:
-        self.size = loader['batch_size']
+        size = loader['batch_size']
         if loader.get('num_batch_per_epoch'):  # as the runner: the first ones
             rows = rows.subset(np.arange(min(
-                len(rows), loader['num_batch_per_epoch'] * self.size)))
-        self.drop_last = loader.get('drop_last', False)
-        self._sampler = DATA_SAMPLERS.build(
+                len(rows), loader['num_batch_per_epoch'] * size)))
+        sampler = DATA_SAMPLERS.build(
             loader.get('sampler') or dict(type='DefaultSampler'),
             default_args=dict(dataset=rows, seed=seed))
-        # it goes on where the last epoch has ended
-        self._endless = (iter(self._sampler) if isinstance(
-            self._sampler, InfiniteSampler) else None)
-        self._batched = None
-        if loader.get('batch_sampler'):
-            self._batched = DATA_SAMPLERS.build(
-                loader['batch_sampler'], default_args=dict(
-                    sampler=self._sampler, batch_size=self.size))
+        own = dict(sampler=sampler, batch_size=size)
+        self._batches = (
+            DATA_SAMPLERS.build(loader['batch_sampler'], default_args=own)
+            if loader.get('batch_sampler') else
+            BatchSampler(**own, drop_last=loader.get('drop_last', False)))
+        # goes on where the last epoch has ended
+        self._endless = (iter(self._batches)
+                         if isinstance(sampler, InfiniteSampler) else None)
+        self._sampler = sampler
         if not len(self):
             raise ValueError(f'{len(rows)} training images give no batch of '
-                             f'{self.size}: set a smaller batch_size.')
+                             f'{size}: set a smaller batch_size.')
 
     def __len__(self) -> int:
-        if self._batched is not None:
-            return len(self._batched)
-        whole, rest = divmod(len(self._sampler), self.size)
-        return whole + bool(rest and not self.drop_last)
+        return len(self._batches)
 
     def of(self, epoch: int) -> Iterator[torch.Tensor]:
         """The batches of an epoch."""
         if hasattr(self._sampler, 'set_epoch'):
             self._sampler.set_epoch(epoch)
-        if self._batched is not None:
-            yield from map(torch.tensor, self._batched)
-            return
-        order = itertools.islice(self._endless or self._sampler,
-                                 len(self) * self.size)
-        yield from torch.tensor(list(order)).split(self.size)
+        return map(torch.tensor, itertools.islice(
+            self._endless or self._batches, len(self)))

@@ -1,8 +1,5 @@
 """The schedule of a config, stretched or shrunk to a number of epochs."""
 
-import warnings
-
-import numpy as np
 import torch
 from mmengine.registry import PARAM_SCHEDULERS
 
@@ -13,8 +10,8 @@ _KEYS = ('lr', 'momentum', 'betas', 'weight_decay', 'eps')
 class Schedule:
     """Sets what the config's schedulers set at the same share of their run.
 
-    They are run ahead, over the config's own number of steps, and what they
-    set is kept: so each is stretched rightly, whatever it counts.
+    They run beside, through the config's own number of steps: so each is
+    stretched rightly, whatever it counts.
 
     Args:
         schedulers: Those of the config.
@@ -31,48 +28,31 @@ class Schedule:
                  epoch_length: int, steps: int,
                  by_epoch: bool = True) -> None:
         self._groups = optimizer.param_groups
-        self._places = np.arange(steps) * own_steps // steps
-        self._values: dict[str, np.ndarray] = {}
-        if schedulers:
-            self._values = _ahead(
-                schedulers, optimizer, own_steps, epoch_length,
-                epoch_length if by_epoch else own_steps)
-
-    def apply(self, step: int) -> None:
-        """Set what holds for a step, counted from 0."""
-        place, before = self._places[step], self._places[step - 1]
-        for key, values in self._values.items():
-            if step and (values[place] == values[before]).all():
-                continue
-            for group, value in zip(self._groups, values[place].tolist(),
-                                    strict=True):
-                group[key] = value
-
-
-def _ahead(schedulers: list[dict], optimizer: torch.optim.Optimizer,
-           steps: int, epoch_length: int,
-           period: int) -> dict[str, np.ndarray]:
-    """What schedulers set in each group, step by step: key -> (steps, G)."""
-    # they change the method step of what they are given
-    stand_in = torch.optim.Optimizer([
-        dict(group, params=[torch.zeros(())])
-        for group in optimizer.param_groups], optimizer.defaults)
-    groups = stand_in.param_groups
-    kept = {key: [] for key in _KEYS if key in groups[0]}
-    with warnings.catch_warnings():  # that no step was taken
-        warnings.simplefilter('ignore')
+        self._own_steps, self._steps, self._done = own_steps, steps, 0
+        self._period = epoch_length if by_epoch else own_steps
+        # they change the method step of what they are given
+        stand_in = torch.optim.Optimizer([
+            dict(group, params=[torch.zeros(())])
+            for group in self._groups], optimizer.defaults)
+        self._own_groups = stand_in.param_groups
+        epochs = -(-own_steps // self._period)
         # as MMEngine's runner builds them
-        built = [PARAM_SCHEDULERS.build(
-            dict(dict(end=-(-steps // period) if one.get('by_epoch', True)
-                      else steps), **one),
+        self._schedulers = [PARAM_SCHEDULERS.build(
+            dict(dict(end=epochs if one.get('by_epoch', True) else own_steps),
+                 **one),
             default_args=dict(optimizer=stand_in, epoch_length=epoch_length))
             for one in schedulers]
-        for step in range(1, steps + 1):
-            for key, values in kept.items():
-                values.append([group[key] for group in groups])
-            for scheduler in built:
-                if not scheduler.by_epoch or step % period == 0:
+        stand_in._global_step = 0  # or they warn that no step was taken
+
+    def apply(self, step: int) -> None:
+        """Set what holds for a step, counted from 0; one after another."""
+        place = step * self._own_steps // self._steps
+        if not self._schedulers or step and place == self._done:
+            return
+        for done in range(self._done + 1, place + 1):
+            for scheduler in self._schedulers:
+                if not scheduler.by_epoch or done % self._period == 0:
                     scheduler.step()
-    found = {key: np.array(values) for key, values in kept.items()}
-    return {key: values for key, values in found.items() if (
-        values != [group[key] for group in optimizer.param_groups]).any()}
+        self._done = place
+        for group, own in zip(self._groups, self._own_groups, strict=True):
+            group.update({key: own[key] for key in _KEYS if key in own})

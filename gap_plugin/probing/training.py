@@ -1,7 +1,7 @@
 """Neck and head of a config, trained on stored features."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from torch import nn
 from ..features.images import check_split, refuse_unlabelled
 from ..features.store import FeatureStore
 from ..progress import bar
+from .candidates import Candidates
 from .choice import Score, folds
 from .curves import curves
 from .metrics import evaluate, numbers
 from .optimiser import optimiser, schedulers, tell_left_out, update
-from .parts import Candidates, probe_model
+from .parts import of_setting, probe_model
 from .rows import Batches, Rows
 from .schedule import Schedule
 
@@ -124,10 +125,12 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                 chosen, table = run.best_on_val(short, settings, rows,
                                                 val_rows)
             else:
-                run.train(Candidates(short, 1), {chosen: settings[chosen]},
+                part = of_setting(short, settings[chosen])
+                run.train(Candidates(part, 1), {chosen: settings[chosen]},
                           rows, val_rows)
     own = {key: cfg.optim_wrapper.optimizer[key] for key in (
         'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
+    short.zero_grad()
     kept = Candidates(short, 1)
     if kept.diverged()[0]:
         raise ValueError('the probe has diverged, its weights are not finite:'
@@ -230,12 +233,11 @@ class _Run:
     def best_on_val(self, short: nn.Module, settings: Mapping[str, dict],
                     rows: Rows, val_rows: Rows) -> tuple[str, list[dict]]:
         """The setting that is best on a split, with its best epoch kept."""
-        trained = Candidates(short, len(settings))
         best: dict[str, tuple[float, dict]] = {}
         kept: list[Any] = []
 
         def after(epoch: int, found: list[dict]) -> None:
-            for name, model, metrics in zip(settings, trained.models, found,
+            for name, model, metrics in zip(part, trained.models, found,
                                             strict=True):
                 score = self.score(metrics)
                 if name in best and score <= best[name][0]:
@@ -245,12 +247,13 @@ class _Run:
                     name=name, metric=metric, value=float(metrics[metric]),
                     split='val', epoch=epoch)
                 if not kept or score > kept[0]:
-                    kept[:] = (score, name,
-                               copy.deepcopy(model.state_dict()))
+                    kept[:] = score, name, {key: value.clone() for key, value
+                                            in model.state_dict().items()}
 
-        self.train(trained, settings, rows, val_rows, after=after)
+        for trained, part in _candidates(short, settings):
+            self.train(trained, part, rows, val_rows, after=after)
         _, chosen, state = kept
-        short.load_state_dict(state)
+        of_setting(short, settings[chosen]).load_state_dict(state)
         return chosen, [dict(best[name][1], kept=name == chosen)
                         for name in settings]
 
@@ -262,14 +265,17 @@ class _Run:
         fold = folds(rows.labels.numpy(), names, count, self.seed)
         found = []
         for k in range(count):
-            trained = Candidates(copy.deepcopy(short), len(settings))
             seen = np.flatnonzero(fold != k)
             if len(seen) % self.cfg.train_dataloader.batch_size == 1:
                 seen = seen[1:]  # no batch norm is trained on a lone row
-            self.train(trained, settings, rows.subset(seen),
-                       told=f'fold {k + 1}/{count}')
-            found.append(self.evaluate(
-                trained, rows.subset(np.flatnonzero(fold == k))))
+            of_each = {}
+            for trained, part in _candidates(short, settings):
+                self.train(trained, part, rows.subset(seen),
+                           told=f'fold {k + 1}/{count}')
+                of_each.update(zip(part, self.evaluate(
+                    trained, rows.subset(np.flatnonzero(fold == k))),
+                    strict=True))
+            found.append([of_each[name] for name in settings])
         scores = np.array([[self.score(m) for m in one] for one in found])
         kept = list(settings)[int(scores.mean(0).argmax())]
         table, metric = [], self.score.metric
@@ -280,3 +286,14 @@ class _Run:
                 std=float(np.std(values)), split=f'train, {count} folds',
                 epoch=self.epochs, kept=name == kept))
         return kept, table
+
+
+def _candidates(short: nn.Module, settings: Mapping[str, dict]
+                ) -> Iterator[tuple[Candidates, dict[str, dict]]]:
+    """Copies to train, with and without normalisation, and their settings."""
+    for norm in (True, False):
+        part = {name: setting for name, setting in settings.items()
+                if setting.get('norm', True) is norm}
+        if part:
+            yield Candidates(of_setting(
+                copy.deepcopy(short), dict(norm=norm)), len(part)), part
