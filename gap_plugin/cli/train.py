@@ -14,6 +14,7 @@ from ..engine.checkpoint_hook import (
     check_batches,
     clear_partial,
 )
+from ..engine.device import half_precision
 from . import console
 from .building import DATALOADERS, build_runner, load_config, one_run
 from .command import command
@@ -127,6 +128,11 @@ def _train(cfg: Config, args: argparse.Namespace) -> None:
             cfg.train_dataloader.get('batch_size'))
         if runner.val_loop is not None:
             rows['val'] = console.describe_data(runner.val_dataloader.dataset)
+        faster = half_precision()
+        plain = (cfg.optim_wrapper or {}).get('type', 'OptimWrapper')
+        if faster and plain == 'OptimWrapper':
+            rows['hint'] = f'--amp is faster with most networks: '\
+                f'{faster}'
         if args.resume:
             rows['resume'] = 'the last checkpoint of the work dir, if there ' \
                 'is one' if args.resume == 'auto' else args.resume

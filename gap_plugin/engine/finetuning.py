@@ -8,7 +8,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from ..timm_network import is_convolutional
+from ..timm_network import is_transformer
 
 #: Of transformers, as in the fine-tuning of BEiT, MAE and DINOv2.
 LAYER_DECAY = 0.75
@@ -17,6 +17,10 @@ _KEYS = ('head_lr_mult', 'layer_decay_rate', 'custom_keys',
          'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
          'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
          'bypass_duplicate')
+
+
+#: What FSDP puts into names.
+_SHARD = '_fsdp_wrapped_module'
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -29,8 +33,10 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     probe), neck and head have the plain rate.
 
     A parameter of the backbone has the rate times ``layer_decay_rate ** d``,
-    ``d`` being 0 in its last block, 1 in the one ahead of that, and so on, by
-    the ``get_layer_depth`` of the backbone.
+    ``d`` being 0 in its last part, 1 in the one ahead of that, and so on, by
+    the ``get_layer_depth`` of the backbone. As with timm's
+    ``param_groups_layer_decay``, the norm behind the blocks of a ViT is the
+    last part.
 
     Args:
         optim_wrapper_cfg: As of MMEngine's constructor.
@@ -38,7 +44,7 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
             - ``head_lr_mult``: over 0, 1 by default.
             - ``layer_decay_rate``: over 0, 1 at most. ``'auto'``: 0.75 for
-              transformers, 1 (the default) for convolutional networks.
+              transformers, 1 (the default) for others.
             - ``flat_decay_mult`` reaches what timm lets no decay reach, too,
               such as position embeddings (``no_weight_decay``).
 
@@ -78,6 +84,11 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         names = {id(value): name for name, value in
                  backbone.named_parameters()}
+        if any(_SHARD in name for name in names.values()):
+            raise ValueError(
+                f'{type(self).__name__} finds no depth of parameters that '
+                'FSDP has divided: leave constructor and paramwise_cfg out '
+                'of optim_wrapper.')
         inside, outside = [], []
         for group in params:
             (inside if id(group['params'][0]) in names else
@@ -88,7 +99,7 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group['lr'] = group.get('lr', self.base_lr) * self._ahead
         decay = self._decay
         if decay == 'auto':
-            decay = 1. if is_convolutional(backbone) else LAYER_DECAY
+            decay = LAYER_DECAY if is_transformer(backbone) else 1.
         spared = _without_decay(backbone)
         for group in inside:
             name = names[id(group['params'][0])]

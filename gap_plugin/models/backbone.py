@@ -16,8 +16,8 @@ from ..timm_network import (
     NetworkSpec,
     check_size,
     freeze,
+    has_convolutions,
     image_size,
-    is_convolutional,
     layer_depths,
     pair,
     prepared,
@@ -69,8 +69,8 @@ class TimmFeatureBackbone(BaseModule):
         norm_eval: Whether norm layers keep their running statistics.
         with_cp: Whether to use timm's gradient checkpointing.
         channels_last: Whether weights and images lie in memory as NHWC, which
-            convolutions are faster with; ``'auto'``: in convolutional
-            networks, not in transformers.
+            convolutions are faster with; ``'auto'``: where these are a
+            quarter of the layers (CNNs and hybrids, no ViT or Swin).
         deploy: Whether the training branches are merged, for weights that
             ``switch_to_deploy`` or MMPretrain's ``reparameterize_model.py``
             has merged, or that the arguments above give.
@@ -157,7 +157,7 @@ class TimmFeatureBackbone(BaseModule):
             reparameterize_model(model.eval(), inplace=True)
         for module in model.modules():  # ClassNumCheckHook would see them
             module.__dict__.pop('num_classes', None)
-        self.channels_last = (is_convolutional(model) if channels_last
+        self.channels_last = (has_convolutions(model) if channels_last
                               == 'auto' else channels_last)
         if self.channels_last:
             for value in (*model.parameters(), *model.buffers()):

@@ -27,7 +27,7 @@ from .image_settings import (
     pair,
     remember,
 )
-from .kinds import is_convolutional
+from .kinds import has_convolutions, is_transformer
 from .sizes import adapt, image_size, prepared, size_refused
 from .trace import INPUT_ERRORS, run_for_shapes
 from .weights import IMAGE_SIZE
@@ -35,8 +35,8 @@ from .weights import IMAGE_SIZE
 __all__ = [
     'IMAGE_SIZE', 'INPUT_ERRORS', 'DataSettings', 'DataSource', 'FeaturePath',
     'NetworkSpec', 'adapt', 'check_name', 'check_size', 'create_bare',
-    'create_network', 'data_source', 'freeze', 'image_size',
-    'is_convolutional', 'is_registered', 'layer_depths', 'live_source', 'pair',
-    'prepare', 'prepared', 'read_features', 'remember', 'run_for_shapes',
-    'size_refused', 'tune_part'
+    'create_network', 'data_source', 'freeze',
+    'has_convolutions', 'image_size', 'is_registered', 'is_transformer',
+    'layer_depths', 'live_source', 'pair', 'prepare', 'prepared',
+    'read_features', 'remember', 'run_for_shapes', 'size_refused', 'tune_part'
 ]

@@ -112,7 +112,7 @@ def config(args: argparse.Namespace, folder: Path, epochs: int,
 
 def by_runner(cfg: Config, options: dict, probed: bool) -> float:
     """Train by MMEngine's runner, as ``gap-plugin train`` does."""
-    cfg.merge_from_dict(options)
+    cfg.merge_from_dict(options, allow_list_keys=True)
     if probed:
         start_from_probe(cfg, argparse.Namespace(
             config=cfg.filename, amp=False, launcher='none'))
