@@ -284,6 +284,8 @@ def test_training_starts_from_the_probe(config, tmp_path, monkeypatch):
         priority = 'VERY_LOW'
 
         def before_train(self, runner):
+            seen['rates'] = {group['initial_lr'] for group in
+                             runner.optim_wrapper.optimizer.param_groups}
             seen['state'] = {name: value.clone() for name, value
                              in runner.model.state_dict().items()}
             seen['val'] = runner.val_loop.run()
@@ -306,6 +308,7 @@ def test_training_starts_from_the_probe(config, tmp_path, monkeypatch):
              fresh.state_dict().items() if not torch.equal(
                  value, saved[name])}
     assert moved == {'neck', 'head'}
+    assert seen['rates'] == {RATE}  # nothing is new, nothing ahead
     top1 = seen['val']['accuracy/top1']
     assert f'probe    100 epochs, accuracy/top1 {top1:.2f}' in text
     test = main('test', path, file, '--work-dir', work)
@@ -318,6 +321,7 @@ def test_training_starts_from_the_probe(config, tmp_path, monkeypatch):
     stamp = file.stat().st_mtime_ns
     text = main('train', path, '--work-dir', work, '--from-probe', '--resume',
                 '--cfg-options', 'train_cfg.max_epochs=2')
+    assert seen['rates'] == {RATE}
     assert 'not repeated' in text and 'pass ' not in text
     assert file.stat().st_mtime_ns == stamp
     assert (work / 'epoch_2.pth').exists()
@@ -330,14 +334,17 @@ def test_a_run_that_left_nothing_behind_is_probed_on_resume(config,
                 '--no-validate', '--amp')
     assert 'pass     over the images of train' in text
     assert 'probe    100 epochs; the training starts from' in text
-    store = json.loads((work / 'probe/features/train/store.json').read_text(
-        ) if (work / 'probe/features/train/store.json').exists() else next(
-            (work / 'probe/features/train').glob('*.json')).read_text())
-    assert 'bfloat16' in json.dumps(store) or 'amp' in json.dumps(store)
-    # another network: the store of the former one is replaced
-    text = main('train', path, '--work-dir', work, '--from-probe',
-                '--cfg-options', 'model.backbone.img_size=64')
-    assert 'pass ' not in text or '20 x ' in text
+
+    def made():
+        store = work / 'probe' / 'features' / 'train' / 'store.json'
+        return json.loads(store.read_text())['fingerprint']
+
+    first = made()
+    assert first['amp'] is True
+    # other images for the network: what is stored is none of theirs
+    main('train', path, '--work-dir', work, '--from-probe', '--amp',
+         '--cfg-options', 'model.backbone.img_size=64')
+    assert made()['network'] != first['network']
 
 
 def test_the_probe_is_that_of_the_linear_recipe(config):

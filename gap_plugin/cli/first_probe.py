@@ -28,14 +28,21 @@ def start_from_probe(cfg: Config, args: argparse.Namespace) -> None:
     The features are those of the network that the run starts from, frozen;
     they are stored in ``probe/`` of the work dir, and computed once. Neck and
     head are trained by the recipe ``linear``, whatever that of the config.
+    They are not new any more, and no longer ahead of the backbone then.
 
     Args:
-        cfg: The config, whose ``load_from`` becomes the probe's checkpoint.
+        cfg: The config. Its ``load_from`` becomes the probe's checkpoint,
+            and ``head_lr_mult`` of its optimiser 1, unless the command line
+            sets it.
         args: Flags of the training.
 
     Raises:
         ValueError: If the model or the data are none for a probe.
     """
+    ahead = 'optim_wrapper.paramwise_cfg.head_lr_mult'
+    paramwise = (cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
+    if 'head_lr_mult' in paramwise and ahead not in (args.cfg_options or ()):
+        paramwise.head_lr_mult = 1.
     if goes_on(cfg):
         console.header(dict(probe='not repeated: the run is resumed'))
         return

@@ -115,7 +115,8 @@ def by_runner(cfg: Config, options: dict, probed: bool) -> float:
     cfg.merge_from_dict(options, allow_list_keys=True)
     if probed:
         start_from_probe(cfg, argparse.Namespace(
-            config=cfg.filename, amp=False, launcher='none'))
+            config=cfg.filename, amp=False, launcher='none',
+            cfg_options=options))
     runner = Runner.from_cfg(cfg)
     runner.train()
     return float(runner.message_hub.get_scalar(
