@@ -8,7 +8,7 @@ batches of 32 and the same number of epochs (fastai: one more, frozen, ahead).
 
 written     the config of new-config, trained by MMEngine's runner
 from-probe  the same, with --from-probe
-before      the same, with the recipe of version 0.2: AdamW at 1e-4 for all
+before      the same, with AdamW at 1e-4 for all, as it was written before
 fastai      fine_tune of vision_learner by its defaults: its head, a frozen
             epoch at 2e-3, then one cycle at 1e-5 (body) and 1e-3 (head), Adam
 fastai-ours the same schedule with our neck and head
@@ -51,7 +51,7 @@ from gap_plugin.config_writer import NewConfig, write_config
 from gap_plugin.datasets import bind_pipeline, source_of
 
 BATCH = 32
-#: What version 0.2 wrote.
+#: What was written before.
 BEFORE = dict(
     optim_wrapper=dict(
         _delete_=True,
