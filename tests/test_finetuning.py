@@ -19,6 +19,7 @@ from folders import images
 from gap_plugin.cli import first_probe, train
 from gap_plugin.engine import FinetuneOptimWrapperConstructor
 from gap_plugin.engine import device as devices
+from gap_plugin.features.images import BadImages
 from gap_plugin.recipes import RECIPES, epochs_of, warm_up
 from gap_plugin.timm_network import has_convolutions, is_transformer
 
@@ -365,6 +366,19 @@ def test_a_probe_that_cannot_be_is_refused_in_one_line(flags, part, config,
                 '--from-probe', *flags, ok=False)
     assert ': error: ' in last_line(text) and part in last_line(text)
     assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_an_unreadable_image_is_named_without_flags_of_others(
+        config, folder, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise BadImages("1 image of 'train' cannot be read: 'a; b.png' (why); "
+                        'remove or replace them and use force=True')
+
+    monkeypatch.setattr(first_probe, 'extract_splits', refuse)
+    text = main('train', config(), '--work-dir', tmp_path / 'w',
+                '--from-probe', ok=False)
+    assert last_line(text).endswith("'a; b.png' (why); remove or replace "
+                                    'them.')
 
 
 @pytest.mark.parametrize('kind, has, told', [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from ..features.images import BadImages
 from ..probing import probe, save_whole
 from ..recipes import RECIPES
 from ..version import __version__
@@ -57,7 +58,11 @@ def start_from_probe(cfg: Config, args: argparse.Namespace) -> None:
     splits = ['train'] if cfg.get('val_dataloader') is None else [
         'train', 'val']
     model = build_model(cfg, own)
-    stores = extract_splits(model, cfg, own, splits, probed=True)
+    try:
+        stores = extract_splits(model, cfg, own, splits, probed=True)
+    except BadImages as error:  # training has no flag to leave them out
+        told = str(error).rpartition('; ')[0]
+        raise ValueError(f'{told}; remove or replace them.') from error
     metainfo = stores['train'].description['metainfo']
     linear = _linear(cfg)
     result = probe(model, linear, stores['train'], stores.get('val'),
