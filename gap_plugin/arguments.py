@@ -16,6 +16,8 @@ def _anything(value: Any) -> bool:
 #: kind -> its types, what it has to be besides, and both in words
 _KINDS: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
     'flag': ((bool, ), _anything, 'True or False'),
+    'flag_or_auto': ((bool, str), lambda x: not isinstance(x, str)
+                     or x == 'auto', "True, False or 'auto'"),
     'count': ((Integral, ), lambda x: x > 0, 'a positive integer'),
     'bits': ((Integral, ), lambda x: 8 <= x <= 16, 'an integer from 8 to 16'),
     'share': ((Real, ), lambda x: 0 <= x <= 1, 'a number from 0 to 1'),

@@ -11,14 +11,8 @@ from timm.models import get_pretrained_cfg
 from .datasets.folder import KNOWN, Data, folder_data, known_data, listed_data
 from .files import read_text, written_whole
 from .messages import refuse_undecodable, shorten
+from .recipes import RECIPES, epochs_of, optim_wrapper_text, schedule_text
 from .timm_network import check_name, is_registered
-
-#: recipe -> what it is, learning rate, epochs, arguments of the backbone
-RECIPES = {
-    'linear': ('The backbone is frozen, BN and the linear layer are trained.',
-               1e-3, 20, dict(frozen_stages='all')),
-    'finetune': ('All layers are trained.', 1e-4, 30, {}),
-}
 
 
 @dataclass(frozen=True)
@@ -36,10 +30,10 @@ class NewConfig:
         classes: File of the names of the classes, a line each, for lists.
         val_share: Share of each class that is held out, where there is no
             ``val/``; over 0, under 1.
-        recipe: Key of :data:`RECIPES`.
+        recipe: Key of :data:`~gap_plugin.recipes.RECIPES`.
         checkpoint: Local weights of the network, in place of the hub's.
         img_size: Side of the image; None for the network's own.
-        epochs: None for those of the recipe.
+        epochs: None for what fits recipe and number of images.
         batch_size: Images a step, 2 at least.
         workers: Processes that load images; None for one a core, 4 at most.
         seed: Of the split and of the training.
@@ -197,10 +191,12 @@ def literal(value: Any, indent: int) -> str:
 
 def config_text(request: NewConfig, data: Data) -> str:
     """The text of the config."""
-    about, rate, epochs, frozen = RECIPES[request.recipe]
-    epochs = request.epochs or epochs
+    recipe = RECIPES[request.recipe]
+    about = recipe.about
     batch = max(min(request.batch_size, data.size or request.batch_size), 2)
-    backbone = dict(model_name=request.model, **frozen)
+    epochs = request.epochs or epochs_of(request.recipe, data.size, batch)
+    backbone = dict(model_name=request.model, channels_last='auto',
+                    **recipe.backbone)
     comment = ''
     if request.checkpoint:
         backbone['checkpoint_path'] = str(request.checkpoint.resolve())
@@ -223,11 +219,6 @@ def config_text(request: NewConfig, data: Data) -> str:
     test_loader = 'val_dataloader' if not data.test else (
         'dict(val_dataloader, dataset=dict(\n    pipeline=test_pipeline, **'
         f'{literal(data.test, 4)}))')
-    warmup = max(epochs // 10, 1) if epochs > 1 else 0
-    schedule = f"""    dict(
-        type='LinearLR', start_factor=0.01, end={warmup},
-        convert_to_iter_based=True),
-""" if warmup else ''
     name = repr(request.model)[1:-1]
     return inert(f"""# {name}, pooled, normalised and classified. {about}
 # Widths, mean, std, image size and crop follow from the network: to take
@@ -273,15 +264,8 @@ val_evaluator = dict(type='Accuracy', topk={(1, 5) if data.count > 9 else (1,)
                                             !r})
 test_evaluator = val_evaluator
 
-optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr={rate}, weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0))
-param_scheduler = [
-{schedule}    dict(
-        type='CosineAnnealingLR', begin={warmup}, end={epochs},
-        convert_to_iter_based=True),
-]
-train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval=1)
+{optim_wrapper_text(request.recipe, request.from_scratch)}\
+{schedule_text(data.size, batch, epochs)}\
 val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(base_batch_size={batch})

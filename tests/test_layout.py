@@ -13,9 +13,9 @@ PACKAGE = ROOT / 'gap_plugin'
 #: A part imports from what stands above it.
 ORDER = ('version', 'requirements', 'messages', 'arguments', 'files',
          'locks', 'checkpoint_files', 'progress', 'shipped', 'host', 'stock',
-         'timm_network', 'models', 'datasets', 'engine', 'config_writer',
-         'visualization', 'export', 'features', 'probing', 'prediction',
-         'report', 'ranking', 'cli')
+         'timm_network', 'models', 'datasets', 'engine', 'recipes',
+         'config_writer', 'visualization', 'export', 'features', 'probing',
+         'prediction', 'report', 'ranking', 'cli')
 
 #: file -> what it imports from below it, and why.
 EXCEPTIONS = {}

@@ -14,8 +14,9 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
-from ..config_writer import RECIPES, NewConfig, write_config
+from ..config_writer import NewConfig, write_config
 from ..datasets.folder import KNOWN
+from ..recipes import RECIPES
 from . import console
 from .command import command
 from .flags import parser
@@ -47,7 +48,8 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--img-size', type=int,
                        help="side of the image; the network's own by default")
     found.add_argument('--epochs', type=int,
-                       help='30 for finetune, 20 for linear by default')
+                       help='as many as give 500 steps by default; 10 at '
+                       'least (finetune) or 20 (linear), 100 at most')
     found.add_argument('--batch-size', type=int, default=32,
                        help='images a step (default 32)')
     found.add_argument('--workers', type=int, help='processes that load '

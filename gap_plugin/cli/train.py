@@ -14,10 +14,12 @@ from ..engine.checkpoint_hook import (
     check_batches,
     clear_partial,
 )
+from ..engine.device import half_precision
 from . import console
 from .building import DATALOADERS, build_runner, load_config, one_run
 from .command import command
 from .console_hook import ConsoleHook
+from .first_probe import start_from_probe
 from .flags import config_flag, parser, run_flags
 
 
@@ -29,6 +31,9 @@ def flags() -> argparse.ArgumentParser:
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='go on from a checkpoint; the last one in the work dir if none '
         'is named')
+    found.add_argument('--from-probe', action='store_true',
+                       help='train neck and head first, on features of the '
+                       'frozen network, and start from them')
     found.add_argument('--no-validate', action='store_true',
                        help='no validation during training')
     found.add_argument(
@@ -105,6 +110,8 @@ def _train(cfg: Config, args: argparse.Namespace) -> None:
     folder = Path(cfg.work_dir)
     if console.first() and folder.is_dir():
         clear_partial(folder)
+    if args.from_probe:
+        start_from_probe(cfg, args)
     runner = build_runner(cfg, args)
     check_training(runner)
 
@@ -121,6 +128,11 @@ def _train(cfg: Config, args: argparse.Namespace) -> None:
             cfg.train_dataloader.get('batch_size'))
         if runner.val_loop is not None:
             rows['val'] = console.describe_data(runner.val_dataloader.dataset)
+        faster = half_precision()
+        plain = (cfg.optim_wrapper or {}).get('type', 'OptimWrapper')
+        if faster and plain == 'OptimWrapper':
+            rows['hint'] = f'--amp is faster with most networks: '\
+                f'{faster}'
         if args.resume:
             rows['resume'] = 'the last checkpoint of the work dir, if there ' \
                 'is one' if args.resume == 'auto' else args.resume

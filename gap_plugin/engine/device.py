@@ -1,5 +1,6 @@
 """The accelerator that MMEngine runs on, of whatever kind."""
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +13,28 @@ def device_name() -> str:
     if kind == 'cuda':
         return torch.cuda.get_device_name()
     return f'{torch.get_num_threads()} CPU threads' if kind == 'cpu' else kind
+
+
+def half_precision() -> str | None:
+    """What this machine has for numbers of 16 bits, in words.
+
+    Without it they save memory alone, and on a CPU no time but cost some.
+
+    Returns:
+        None if there is nothing, or training does not run on it.
+    """
+    kind = get_device()
+    if kind == 'cuda':  # tensor cores, from Volta on
+        return ('this GPU has units for float16'
+                if torch.cuda.get_device_capability() >= (7, 0) else None)
+    if kind != 'cpu':
+        return None
+    if platform.machine().lower() in ('aarch64', 'arm64'):
+        has = (torch.backends.mkldnn.is_available()
+               and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    else:  # the check of mkldnn is content with AVX-512, which imitates it
+        has = getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
+    return 'this CPU has units for bfloat16' if has else None
 
 
 def synchronize(device: torch.device) -> None:

@@ -16,6 +16,7 @@ from ..timm_network import (
     NetworkSpec,
     check_size,
     freeze,
+    has_convolutions,
     image_size,
     layer_depths,
     pair,
@@ -69,7 +70,8 @@ class TimmFeatureBackbone(BaseModule):
         norm_eval: Whether norm layers keep their running statistics.
         with_cp: Whether to use timm's gradient checkpointing.
         channels_last: Whether weights and images lie in memory as NHWC, which
-            convolutions on recent machines are faster with.
+            convolutions are faster with; ``'auto'``: where these are a
+            quarter of the layers (CNNs and hybrids, no ViT or Swin).
         deploy: Whether the training branches are merged, for weights that
             ``switch_to_deploy`` or MMPretrain's ``reparameterize_model.py``
             has merged, or that the arguments above give.
@@ -111,7 +113,7 @@ class TimmFeatureBackbone(BaseModule):
                  tune: str = 'all',
                  norm_eval: bool = False,
                  with_cp: bool = False,
-                 channels_last: bool = False,
+                 channels_last: bool | str = False,
                  deploy: bool = False,
                  img_size: int | tuple[int, int] | None = None,
                  timm_kwargs: dict[str, Any] | None = None,
@@ -121,8 +123,8 @@ class TimmFeatureBackbone(BaseModule):
             'TimmFeatureBackbone',
             path_or_none=dict(checkpoint_path=checkpoint_path),
             text_or_none=dict(checkpoint_key=checkpoint_key),
-            flag=dict(norm_eval=norm_eval, with_cp=with_cp, deploy=deploy,
-                      channels_last=channels_last),
+            flag=dict(norm_eval=norm_eval, with_cp=with_cp, deploy=deploy),
+            flag_or_auto=dict(channels_last=channels_last),
             settings_or_none=dict(timm_kwargs=timm_kwargs),
             configs_or_none=dict(init_cfg=init_cfg))
         if type(out_indices) is int:  # as MMPretrain's backbones take it
@@ -156,8 +158,9 @@ class TimmFeatureBackbone(BaseModule):
             reparameterize_model(model.eval(), inplace=True)
         for module in model.modules():  # ClassNumCheckHook would see them
             module.__dict__.pop('num_classes', None)
-        self.channels_last = channels_last
-        if channels_last:
+        self.channels_last = (has_convolutions(model) if channels_last
+                              == 'auto' else channels_last)
+        if self.channels_last:
             for value in (*model.parameters(), *model.buffers()):
                 if value.ndim == 4:
                     value.data = value.data.contiguous(

@@ -2,6 +2,7 @@
 # names the network; widths, mean and std follow from it.
 model = dict(
     type='TimmFeatureClassifier',
-    backbone=dict(type='TimmFeatureBackbone', pretrained=True),
+    backbone=dict(
+        type='TimmFeatureBackbone', pretrained=True, channels_last='auto'),
     neck=[dict(type='GAPNeck'), dict(type='BNNeck')],
     head=dict(type='LinearHead', num_classes=1000))

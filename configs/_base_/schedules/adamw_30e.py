@@ -1,6 +1,11 @@
-# Fine-tuning of pretrained networks, all layers.
+# Fine-tuning of pretrained networks, all layers. Neck and head are new, and
+# ahead of the backbone; of a transformer, the blocks near the image are slower
+# than those near the head.
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=3e-4, weight_decay=0.05),
+    constructor='FinetuneOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        head_lr_mult=10., layer_decay_rate='auto', flat_decay_mult=0.),
     clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(

@@ -1,0 +1,136 @@
+"""Rates of fine-tuning: new layers ahead of pretrained ones."""
+
+import math
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+from ..timm_network import is_transformer
+
+#: Of transformers, as in the fine-tuning of BEiT, MAE and DINOv2.
+LAYER_DECAY = 0.75
+
+_KEYS = ('head_lr_mult', 'layer_decay_rate', 'custom_keys',
+         'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
+         'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
+         'bypass_duplicate')
+
+
+#: What FSDP puts into names.
+_SHARD = '_fsdp_wrapped_module'
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Neck and head ahead of the backbone, whose blocks may be graded.
+
+    Where the backbone is trained, what lies outside of it has
+    ``head_lr_mult`` times the rate of ``optimizer``: new layers that are as
+    slow as pretrained ones spoil those. Where it is not (a frozen one, a
+    probe), neck and head have the plain rate.
+
+    A parameter of the backbone has the rate times ``layer_decay_rate ** d``,
+    ``d`` being 0 in its last part, 1 in the one ahead of that, and so on, by
+    the ``get_layer_depth`` of the backbone. As with timm's
+    ``param_groups_layer_decay``, the norm behind the blocks of a ViT is the
+    last part.
+
+    Args:
+        optim_wrapper_cfg: As of MMEngine's constructor.
+        paramwise_cfg: The settings of MMEngine's constructor, and:
+
+            - ``head_lr_mult``: over 0, 1 by default.
+            - ``layer_decay_rate``: over 0, 1 at most. ``'auto'``: 0.75 for
+              transformers, 1 (the default) for others.
+            - ``flat_decay_mult`` reaches what timm lets no decay reach, too,
+              such as position embeddings (``no_weight_decay``).
+
+    Raises:
+        ValueError: If a setting has another name or is out of its range.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict,
+                 paramwise_cfg: dict | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        name = type(self).__name__
+        unknown = sorted(map(str, set(self.paramwise_cfg) - set(_KEYS)))
+        if unknown:
+            raise ValueError(f'paramwise_cfg of {name} has no '
+                             f'{", ".join(unknown)}; it takes '
+                             f'{", ".join(_KEYS)}.')
+        self._ahead = self.paramwise_cfg.get('head_lr_mult', 1.)
+        self._decay = self.paramwise_cfg.get('layer_decay_rate', 1.)
+        if not _positive(self._ahead):
+            raise ValueError(f'head_lr_mult of {name} must be a number over '
+                             f'0, got {self._ahead!r}.')
+        if self._decay != 'auto' and not (
+                _positive(self._decay) and self._decay <= 1):
+            raise ValueError(f"layer_decay_rate of {name} must be 'auto', or "
+                             'a number over 0 and 1 at most, got '
+                             f'{self._decay!r}.')
+        if self.base_lr is None:
+            raise ValueError(f'{name} multiplies the lr of the optimizer, '
+                             'which has none: give optimizer=dict(lr=...).')
+
+    def add_params(self, params: list[dict], module: nn.Module,
+                   prefix: str = '', **kwargs: Any) -> None:
+        """As MMEngine's, then the rates of the whole model."""
+        super().add_params(params, module, prefix, **kwargs)
+        backbone = getattr(module, 'backbone', None)
+        if prefix or backbone is None:
+            return
+        names = {id(value): name for name, value in
+                 backbone.named_parameters()}
+        if any(_SHARD in name for name in names.values()):
+            raise ValueError(
+                f'{type(self).__name__} finds no depth of parameters that '
+                'FSDP has divided: leave constructor and paramwise_cfg out '
+                'of optim_wrapper.')
+        inside, outside = [], []
+        for group in params:
+            (inside if id(group['params'][0]) in names else
+             outside).append(group)
+        if not inside:
+            return
+        for group in outside:
+            group['lr'] = group.get('lr', self.base_lr) * self._ahead
+        decay = self._decay
+        if decay == 'auto':
+            decay = LAYER_DECAY if is_transformer(backbone) else 1.
+        spared = _without_decay(backbone)
+        for group in inside:
+            name = names[id(group['params'][0])]
+            group.setdefault('lr', self.base_lr)
+            if decay != 1:
+                depth, count = backbone.get_layer_depth(name)
+                group['lr'] *= decay ** (count - 2 - depth)
+            if name in spared and self.base_wd is not None:
+                group['weight_decay'] = self.base_wd * self.paramwise_cfg.get(
+                    'flat_decay_mult', 1.)
+        rates = [[group['lr'] for group in groups] or [0.]
+                 for groups in (inside, outside)]
+        print_log(f'rates: {min(rates[0]):.3g} to {max(rates[0]):.3g} in the '
+                  f'backbone, {max(rates[1]):.3g} in neck and head',
+                  'current')
+
+
+def _positive(value: Any) -> bool:
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and 0 < value < math.inf)
+
+
+def _without_decay(backbone: nn.Module) -> set[str]:
+    """Names of parameters that timm lets no decay reach, not flat in MMEngine.
+
+    Those that the network names, and single numbers.
+    """
+    found = {name for name, value in backbone.named_parameters()
+             if not value.ndim}
+    for prefix, module in backbone.named_modules():
+        if callable(getattr(module, 'no_weight_decay', None)):
+            found |= {f'{prefix}.{name}'.lstrip('.')
+                      for name in module.no_weight_decay()}
+    return found

@@ -1,0 +1,121 @@
+"""What a written config trains with: rates, epochs, warm-up."""
+
+import math
+from dataclasses import dataclass
+
+#: Steps that the fine-tuning of few images takes; see configs/README.md.
+STEPS = 500
+
+#: Epochs at most, however few images there are.
+MOST = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way of training.
+
+    Attributes:
+        about: What it is, in a sentence.
+        rate: Learning rate of the backbone, or of all that is trained.
+        decay: Weight decay.
+        epochs: At least, of however many images.
+        backbone: Arguments of the backbone.
+    """
+
+    about: str
+    rate: float
+    decay: float
+    epochs: int
+    backbone: dict[str, object]
+
+
+RECIPES = {
+    'linear': Recipe(
+        'The backbone is frozen, BN and the linear layer are trained.', 3e-4,
+        0., 20, dict(frozen_stages='all')),
+    'finetune': Recipe('All layers are trained.', 3e-4, 0.05, 10, {}),
+}
+
+#: A network without weights has nothing to spoil.
+_RATE_FROM_SCRATCH = 1e-3
+
+
+def epochs_of(recipe: str, images: int | None, batch: int) -> int:
+    """How many epochs a recipe trains.
+
+    As many as give :data:`STEPS`, of few images; those of the recipe, of
+    many, or where their number is not known.
+
+    Args:
+        recipe: Key of :data:`RECIPES`.
+        images: Number of training images; None if not known.
+        batch: Images a step.
+    """
+    least = RECIPES[recipe].epochs
+    if images is None:
+        return least
+    return max(least, min(math.ceil(STEPS / _steps(images, batch)), MOST))
+
+
+def _steps(images: int, batch: int) -> int:
+    """Steps of an epoch, whose last images are left out."""
+    return max(images // batch, 1)
+
+
+def warm_up(images: int | None, batch: int, epochs: int) -> int:
+    """Steps of warm-up: a tenth of all, 500 at most.
+
+    Args:
+        images: Number of training images; None if not known: then many.
+        batch: Images a step.
+        epochs: How many.
+
+    Returns:
+        0 where the training is too short for any.
+    """
+    most = 500
+    if images is not None:
+        most = min(_steps(images, batch) * epochs // 10, most)
+    return most if most > 1 else 0  # MMEngine's takes two steps at least
+
+
+def optim_wrapper_text(recipe: str, scratch: bool) -> str:
+    """The optimiser of a config, as it is written.
+
+    Args:
+        recipe: Key of :data:`RECIPES`.
+        scratch: Whether the network has no weights.
+    """
+    chosen = RECIPES[recipe]
+    rate = _RATE_FROM_SCRATCH if scratch else chosen.rate
+    paramwise = '' if scratch or chosen.backbone else """\
+    constructor='FinetuneOptimWrapperConstructor',
+    # Neck and head are new, and ahead of the backbone; of a transformer, the
+    # blocks near the image are slower than those near the head.
+    paramwise_cfg=dict(
+        head_lr_mult=10., layer_decay_rate='auto', flat_decay_mult=0.),
+"""
+    return f"""optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr={rate}, weight_decay={chosen.decay}),
+{paramwise}    clip_grad=dict(max_norm=5.0))
+"""
+
+
+def schedule_text(images: int | None, batch: int, epochs: int) -> str:
+    """The schedule of a config, as it is written: warm-up times cosine.
+
+    Args:
+        images: Number of training images; None if not known.
+        batch: Images a step.
+        epochs: How many.
+    """
+    steps = warm_up(images, batch, epochs)
+    ahead = f"""    # steps
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={steps}),
+""" if steps else ''
+    return f"""param_scheduler = [
+{ahead}    # epochs
+    dict(type='CosineAnnealingLR', end={epochs}, convert_to_iter_based=True),
+]
+train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval=1)
+"""
