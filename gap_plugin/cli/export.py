@@ -86,7 +86,7 @@ def _torch(found: Model, args: argparse.Namespace) -> dict[str, str]:
 def _timm(found: Model, args: argparse.Namespace) -> dict[str, str]:
     lines = export_timm(
         found.model, args.out, found.dataset, classes=found.classes,
-        count=args.images, force=args.force).lines()
+        count=args.images or 32, force=args.force).lines()
     if args.push_to_hub:
         console.header(lines)
         lines = {'pushed': push_to_hub(args.out, args.push_to_hub)}

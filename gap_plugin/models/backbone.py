@@ -70,8 +70,7 @@ class TimmFeatureBackbone(BaseModule):
         norm_eval: Whether norm layers keep their running statistics.
         with_cp: Whether to use timm's gradient checkpointing.
         channels_last: Whether weights and images lie in memory as NHWC, which
-            convolutions are faster with; ``'auto'``: where these are a
-            quarter of the layers (CNNs and hybrids, no ViT or Swin).
+            convolutions are faster with; ``'auto'``: in CNNs and hybrids.
         deploy: Whether the training branches are merged, for weights that
             ``switch_to_deploy`` or MMPretrain's ``reparameterize_model.py``
             has merged, or that the arguments above give.
@@ -85,9 +84,9 @@ class TimmFeatureBackbone(BaseModule):
         timm_model (nn.Module): The network.
         out_indices (tuple[int]): Levels of the outputs, -1 for the last map.
         out_channels (tuple[int]): Width of each output.
-        out_strides (tuple[int]): Input pixels per position of each output, on
-            an image of ``image_size``: a few networks (mobilenetv5) have as
-            many positions at every size. Empty for ``'pre_logits'``.
+        out_strides (tuple[int]): Input pixels per position of each output at
+            ``image_size``; another for mobilenetv5 at other sizes. Empty for
+            ``'pre_logits'``.
         image_size (tuple[int]): Height and width that it is built for.
         pretrained_cfg (dict): timm's description of the weights.
         data_source (DataSource): What its preprocessing follows from.
@@ -147,7 +146,6 @@ class TimmFeatureBackbone(BaseModule):
         self.image_size = image_size(spec, model)
         self.data_source = DataSource(model_name, model.pretrained_cfg,
                                       img_size, in_channels)
-        # of the last map: MMPretrain's tools ask for it
         self.out_indices = (-1, ) if out_indices is None else tuple(
             out_indices)
         # for MMPretrain's vis_cam.py --vit-like
@@ -158,8 +156,8 @@ class TimmFeatureBackbone(BaseModule):
             reparameterize_model(model.eval(), inplace=True)
         for module in model.modules():  # ClassNumCheckHook would see them
             module.__dict__.pop('num_classes', None)
-        self.channels_last = (has_convolutions(model) if channels_last
-                              == 'auto' else channels_last)
+        self.channels_last = channels_last is True or (
+            channels_last == 'auto' and has_convolutions(model))
         if self.channels_last:
             for value in (*model.parameters(), *model.buffers()):
                 if value.ndim == 4:
@@ -177,9 +175,9 @@ class TimmFeatureBackbone(BaseModule):
             try:
                 model.set_grad_checkpointing(True)
             except AssertionError:
-                raise ValueError(
-                    f'with_cp=True: {model_name!r} has no gradient '
-                    'checkpointing in timm; use with_cp=False.') from None
+                raise ValueError('with_cp=True: timm has no gradient '
+                                 f'checkpointing of {model_name!r}; use '
+                                 'with_cp=False.') from None
         self.train(self.training)
 
         self.has_weights = pretrained or checkpoint_path is not None
@@ -296,8 +294,7 @@ class TimmFeatureBackbone(BaseModule):
         A ``init_cfg`` of the classifier reaches every layer below it by
         ``apply``: it must not undo a load.
         """
-        host_init = getattr(fn, '__module__', '') == (
-            'mmengine.model.weight_init')
-        if host_init and self.has_weights:
+        if self.has_weights and getattr(fn, '__module__', '') == (
+                'mmengine.model.weight_init'):
             return self
         return super().apply(fn)
