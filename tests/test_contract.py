@@ -93,7 +93,8 @@ FUNCTIONS_OF_THE_PACKAGE = {
 
 SHARED = ('--work-dir --amp --no-pin-memory --cfg-options --launcher '
           '--local_rank --local-rank')
-STORES = f'{SHARED} --checkpoint --out --dtype --skip-bad --force --views'
+STORES = (f'{SHARED} --checkpoint --out --engine --dtype --skip-bad --force '
+          '--views')
 FLAGS = {
     'train.py': f'{SHARED} --resume --no-validate --auto-scale-lr '
                 '--no-persistent-workers',
@@ -104,7 +105,8 @@ FLAGS = {
                        '--shots --freeze --no-validate --resume',
     'rank_backbones.py': (
         '--models --data-root --config --no-pretrained --weights --out '
-        '--epochs --lr --weight-decay --amp --skip-bad --timing-batch '
+        '--epochs --lr --weight-decay --engine --amp --skip-bad '
+        '--timing-batch '
         '--keep-features --force --cfg-options'),
     'make_config.py': (
         '--data-root --dataset --train-list --val-list --classes --val-share '

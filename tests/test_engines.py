@@ -117,7 +117,7 @@ class NotExported(Small):
      r'of the largest, 1\.0e-04 is allowed'),
     (NotExported, 'onnxruntime', 'cannot export this to ONNX')])
 def test_what_gives_something_else_is_told_and_not_used(
-        module, engine, why, monkeypatch):
+        module, engine, why, monkeypatch, capfd):
     monkeypatch.setattr(engines, '_choose', lambda *_: engine)
     module, x = module(), images()
     with pytest.warns(UserWarning, match=f'{engine} .*{why}.*; eager torch '
@@ -127,6 +127,7 @@ def test_what_gives_something_else_is_told_and_not_used(
     assert run.name == 'torch'
     with torch.no_grad():
         assert torch.equal(run(x), module.eval()(x))
+    assert capfd.readouterr() == ('', '')  # no page of torch's graph
 
 
 def test_a_named_engine_that_fails_is_an_error(monkeypatch):
@@ -211,17 +212,13 @@ def test_features_of_engines_are_the_same_and_say_whose(tmp_path,
                                                         export_pays):
     stores = {engine: extract(*digits(FEW), 'val', tmp_path / engine,
                               engine=engine)
-              for engine in ('torch', 'auto', 'onnxruntime')}
+              for engine in ('torch', 'auto')}
     import onnxruntime
     assert {k: s.fingerprint['engine'] for k, s in stores.items()} == dict(
-        torch='torch', auto=f'onnxruntime {onnxruntime.__version__}',
-        onnxruntime=f'onnxruntime {onnxruntime.__version__}')
+        torch='torch', auto=f'onnxruntime {onnxruntime.__version__}')
     wanted = stores['torch'].features
-    for store in stores.values():
-        np.testing.assert_allclose(store.features, wanted, rtol=0,
-                                   atol=1e-4 * np.abs(wanted).max())
-    np.testing.assert_array_equal(stores['auto'].features,
-                                  stores['onnxruntime'].features)
+    np.testing.assert_allclose(stores['auto'].features, wanted, rtol=0,
+                               atol=1e-4 * np.abs(wanted).max())
 
 
 def test_a_store_of_another_engine_is_told(tmp_path, monkeypatch):
@@ -312,12 +309,14 @@ def test_the_pass_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     threads.clear()  # the weights are hashed
     del synced[:]
     extraction('train', tmp_path / 'train')
-    assert threading.main_thread() not in threads | set(synced[:3])
-    assert len([t for t in synced if t in threads]) == 3  # of 40 rows by 16
+    (thread, ) = threads
+    assert thread is not threading.main_thread()
+    assert synced.count(thread) == 3  # 40 rows by 16
 
-    def full(*_):
-        raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(store_writer.os, 'fsync', full)
+    def no_room(_):
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(store_writer.os, 'fsync', no_room)
     with pytest.raises(OSError, match='cannot write to .*No space'):
         extract(*digits(FEW), 'val', tmp_path / 'val')
     assert not (tmp_path / 'val').exists()
@@ -340,16 +339,26 @@ class Waits(TorchDispatchMode):
 
 
 def test_on_a_gpu_nothing_is_waited_for():
+    model, _ = digits()
+    part = FixedPart(model)
+    model.data_preprocessor._device = torch.device('cuda')
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model, _ = digits()
-        part = FixedPart(model.to('cuda'))
+        for module in part.modules():  # as by to('cuda'), which needs one
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        held[name] = tensor.detach().to('cuda')
+        for name, tensor in part.backbone.named_parameters():
+            assert tensor.is_cuda, name
         engine = engines._channels_last(part, torch.empty(
             1, 3, 32, 32, device='cuda'), False)
         batch = dict(inputs=torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
                      data_samples=None)
         with Waits():
             features = engine(part.images(batch))
-        assert features.shape == (4, 192) and features.is_cuda
+            assert features.shape == (4, 192) and features.is_cuda
+            with pytest.raises(AssertionError, match='to the host'):
+                features.cpu()
 
 
 def test_the_tool_takes_an_engine(tmp_path, export_pays):

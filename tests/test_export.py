@@ -6,6 +6,7 @@ import re
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import skimage.data
 import timm
@@ -551,6 +552,69 @@ def test_mistakes_are_told_in_one_line(trained, tmp_path, monkeypatch):
         new, '--cfg-options', 'test_dataloader=None', 'val_dataloader=None')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     assert 'pip install "gap_plugin[export]"' in told(new)
+
+
+def test_an_int8_file_is_held_to_its_accuracy(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = MODELS.build(runs.model(img_size=64)).eval()
+    telling_apart(model)
+    dataset, out = digits(model, 40), tmp_path / 'a.onnx'
+    photos = np.stack([dataset.get_data_info(i)['img'] for i in range(40)])
+    labels = np.array([dataset.get_data_info(i)['gt_label']
+                       for i in range(40)])
+    expected = predictions(model, dataset).argmax(1)
+    monkeypatch.setattr(checking, 'INT8', 1.)
+    report = export_onnx(model, dataset, out, int8=digits(model, 20))
+    run = open_onnx(out, 1)
+    assert [x.shape for x in run.get_inputs()] == [
+        ['batch', 'height', 'width', 3]]
+    kinds = [node.op_type for node in onnx.load(out).graph.node]
+    assert kinds.count('QuantizeLinear') > 5
+    found = run.run(['scores'], dict(images=photos))[0].argmax(1)
+    assert report.accuracies == ((expected == labels).mean(),
+                                 (found == labels).mean())
+    assert report.top1 == (found != expected).sum() < 20
+    monkeypatch.setattr(checking, 'INT8', -1.)
+    out.unlink()
+    with pytest.raises(ValueError, match='accuracy by ') as info:
+        export_onnx(model, dataset, out, int8=digits(model, 20))
+    one_line(info)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match='no exact maps'):
+        export_onnx(model, dataset, out, int8=dataset, cam=True)
+
+
+@pytest.mark.full
+def test_int8_costs_less_than_a_point_of_real_weights(lite0_weights,
+                                                      tmp_path):
+    from sklearn.linear_model import LogisticRegression
+    model = MODELS.build(runs.model(
+        'tf_efficientnet_lite0', img_size=64,
+        checkpoint_path=str(lite0_weights))).eval()
+    train, test = (build_dataset(runs.data(split, None, pipeline=TIMM), split,
+                                 model) for split in ('train', 'test'))
+
+    def features(dataset):
+        batch = default_collate([dataset[i] for i in range(len(dataset))])
+        x = model.data_preprocessor(batch)['inputs']
+        with torch.no_grad():
+            return torch.cat([model.extract_feat(part)[-1] for part in
+                              x.split(64)]).numpy()
+
+    labels = [train.get_data_info(i)['gt_label'] for i in range(len(train))]
+    fitted = LogisticRegression(C=0.1, max_iter=300).fit(
+        features(train), labels)
+    with torch.no_grad():
+        model.head.fc.weight.copy_(torch.from_numpy(fitted.coef_))
+        model.head.fc.bias.copy_(torch.from_numpy(fitted.intercept_))
+    whole = export_onnx(model, test, tmp_path / 'a.onnx')
+    assert whole.network < 1e-5 and whole.scores < 0.005
+    report = export_onnx(model, test, tmp_path / 'b.onnx', int8=train)
+    assert report.images == len(test)
+    assert report.accuracies[0] > 0.93
+    assert report.accuracies[1] > report.accuracies[0] - 0.01
+    size = [(tmp_path / name).stat().st_size for name in ('a.onnx', 'b.onnx')]
+    assert size[1] < 0.4 * size[0]
 
 
 def test_what_is_no_onnx_file_is_named(tmp_path):

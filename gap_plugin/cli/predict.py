@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> int | None:
     if not args.images:
         raise ValueError('there are no IMAGES: name a folder, a pattern, a '
                          'list, or images.')
+    columns = Columns(args.topk, args.threshold, args.all_classes,
+                      args.label_type, args.output_type)
     check_out(args.out, resume=args.resume, force=args.force)
     check_checkpoint(args.checkpoint)
     images = find_images(args.images)
@@ -109,11 +111,9 @@ def run(args: argparse.Namespace) -> int | None:
     console.header(dict(
         about, images=f'{len(images)} in {images.root or "."}'))
     found = predict(
-        scorer, images, args.out, Columns(
-            args.topk, args.threshold, args.all_classes, args.label_type,
-            args.output_type),
-        batch_size=args.batch_size, workers=args.workers, engine=args.engine,
-        amp=args.amp, resume=args.resume, force=args.force)
+        scorer, images, args.out, columns, batch_size=args.batch_size,
+        workers=args.workers, engine=args.engine, amp=args.amp,
+        resume=args.resume, force=args.force)
     speed = f', {found.speed:.1f} images/s' if found.speed else ''
     console.header(dict(engine=f'{found.engine}{speed}',
                         rows=str(found.rows)))

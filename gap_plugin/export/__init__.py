@@ -4,7 +4,8 @@ In the order in which they build on each other: :mod:`.onnx` (a module as a
 file, and back), :mod:`.pipeline` (what of a test pipeline can be in it),
 :mod:`.photo_graph` (that pipeline as a graph), :mod:`.checking` (whether a
 file gives what the model gives), :mod:`.about` (what it says of the model),
-:mod:`.scores` (a model as a function of images), :mod:`.classifier` (a model
+:mod:`.scores` (a model as a function of images), :mod:`.int8` (in bytes),
+:mod:`.classifier` (a model
 as a file that takes photos), :mod:`.torch_program` (as a program of torch).
 """
 

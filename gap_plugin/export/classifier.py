@@ -18,10 +18,12 @@ from .checking import (
     Report,
     Samples,
     compare,
+    compare_accuracy,
     compare_scores,
     in_batches,
     read_samples,
 )
+from .int8 import quantised
 from .onnx import check_installed, open_onnx, session, set_metadata, traced
 from .photo_graph import PhotoGraph, prepend
 from .scores import Scores, reference
@@ -30,7 +32,8 @@ from .scores import Scores, reference
 def export_onnx(model: nn.Module, dataset: Any, path: str | Path, *,
                 classes: Sequence[str] | None = None,
                 preprocessing: bool = True, cam: bool = False,
-                logits: bool = False, count: int = 32) -> Report:
+                logits: bool = False, int8: Any = None,
+                count: int | None = None) -> Report:
     """Write a classifier as one ONNX file, checked before it has its name.
 
     The first output is ``scores``, ``(N, K)``; what the file says of itself
@@ -50,7 +53,11 @@ def export_onnx(model: nn.Module, dataset: Any, path: str | Path, *,
             ``maps``, ``(N, K, h, w)`` in logits.
         logits: Whether ``scores`` are logits, in place of the probabilities
             that the head predicts.
-        count: Number of images that it is checked on.
+        int8: A dataset, such as that of training with its test pipeline:
+            weights and activations are rounded to bytes, by the ranges that
+            64 of its images show. None for float32.
+        count: Number of images that it is checked on, 32 by default; of an
+            int8 file, whose accuracy is compared, 1000.
 
     Returns:
         How far it is from the model: within :data:`~.checking.NETWORK` and
@@ -63,7 +70,11 @@ def export_onnx(model: nn.Module, dataset: Any, path: str | Path, *,
         OSError: If it cannot be written.
     """
     check_installed('onnx', 'onnxscript', 'onnxruntime')
+    if int8 is not None and cam:
+        raise ValueError('int8 has no exact maps: leave cam=True out, or '
+                         'int8.')
     model = copy.deepcopy(model).cpu().eval()
+    count = count or (32 if int8 is None else 1000)
     samples = read_samples(dataset, model, count, preprocessing)
     module = Scores(model, cam).eval()
     expected = reference(model, samples, module)
@@ -74,6 +85,9 @@ def export_onnx(model: nn.Module, dataset: Any, path: str | Path, *,
     network = traced(module, (example, ), (name, ), module.outputs)
     threads = torch.get_num_threads()
     report = _compare_network(network, expected, samples, name, threads)
+    if int8 is not None:
+        network = quantised(network, read_samples(
+            int8, model, 64, photos=False).inputs)
     if preprocessing:
         pixels = prepend(network, PhotoGraph(
             samples.steps, model.data_preprocessor,
@@ -94,6 +108,9 @@ def export_onnx(model: nn.Module, dataset: Any, path: str | Path, *,
         report = compare_scores(
             report, expected[0], found,
             (SCORES if preprocessing else EXACT_SCORES, samples.average))
+        if int8 is not None:
+            report = compare_accuracy(report, expected[0], found,
+                                      samples.labels)
         report.check()
     return report
 

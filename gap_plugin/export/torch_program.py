@@ -32,7 +32,7 @@ ABOUT = 'about.json'
 
 def export_torch(model: nn.Module, dataset: Any, path: str | Path, *,
                  classes: Sequence[str] | None = None, cam: bool = False,
-                 logits: bool = False, count: int = 32) -> Report:
+                 logits: bool = False, count: int | None = None) -> Report:
     """Write a classifier as a ``.pt2`` file, checked before it has its name.
 
     ``torch.export.load(path).module()`` takes float32 ``(N, C, h, w)`` as
@@ -48,7 +48,7 @@ def export_torch(model: nn.Module, dataset: Any, path: str | Path, *,
         classes: Names of the classes.
         cam: Whether the class activation maps are given, too.
         logits: Whether ``scores`` are logits.
-        count: Number of images that it is checked on.
+        count: Number of images that it is checked on, 32 by default.
 
     Raises:
         ValueError: If the model cannot be in a file, torch cannot export it,
@@ -56,7 +56,7 @@ def export_torch(model: nn.Module, dataset: Any, path: str | Path, *,
         OSError: If it cannot be written.
     """
     model = copy.deepcopy(model).cpu().eval()
-    samples = read_samples(dataset, model, count, photos=False)
+    samples = read_samples(dataset, model, count or 32, photos=False)
     module = Scores(model, cam).eval()
     scores, logit, *maps = reference(model, samples, module)
     about = describe(model, samples, 'logits' if logits else

@@ -1,10 +1,12 @@
 """What runs a network over many images: the fastest that gives the same."""
 
+import io
+import logging
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -75,7 +77,7 @@ def fastest(module: nn.Module, images: Tensor, *, engine: str = 'auto',
         ImportError: If a named engine is not installed.
     """
     if engine not in ENGINES:
-        raise ValueError(f'engine={engine} must be one of '
+        raise ValueError(f'engine={engine!r} must be one of '
                          f'{", ".join(ENGINES)}.')
     module.eval()
     eager = Engine('torch', _mixed(module, images.device, amp))
@@ -153,15 +155,26 @@ def _channels_last(module: nn.Module, images: Tensor, amp: bool,
 
 
 def _compiled(module: nn.Module, images: Tensor, amp: bool) -> Engine:
-    return _channels_last(module, images, amp, 'compile',
-                          lambda run: torch.compile(run, dynamic=True))
+    def wrap(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        compiled = torch.compile(run, dynamic=True)
+        # a batch of one would be compiled anew
+        return lambda x: compiled(torch.cat([x] * 2) if len(x) == 1
+                                  else x)[:len(x)]
+    return _channels_last(module, images, amp, 'compile', wrap)
 
 
 def _onnxruntime(module: nn.Module, images: Tensor, amp: bool) -> Engine:
     from ..export.onnx import open_onnx, write_onnx
     if amp:
         raise ValueError('it computes in float32: leave amp out')
-    with tempfile.TemporaryDirectory() as folder:
+    log = logging.getLogger('torch.fx.experimental.symbolic_shapes')
+    level = log.level
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        # the reason is in the error; torch prints pages of the graph
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        stack.callback(log.setLevel, level)
+        log.setLevel(logging.ERROR)
         path = Path(folder) / 'network.onnx'
         # two images, or torch takes the batch for fixed
         write_onnx(module, (torch.cat([images[:2]] * 2)[:2], ), path)
@@ -198,12 +211,10 @@ def _allowed(module: nn.Module, images: Tensor, wanted: Tensor,
     of summing gives other features: then twice what eager torch is off
     itself.
     """
-    exact = nullcontext()
-    if images.device.type == 'cuda':
-        exact = ExitStack()
-        exact.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
-    elif not amp:
+    cuda = images.device.type == 'cuda'
+    if not cuda and not amp:
         return TOLERANCE
-    with exact, torch.no_grad():
+    with torch.no_grad(), (torch.backends.cudnn.flags(
+            enabled=True, allow_tf32=False) if cuda else nullcontext()):
         off = _difference(wanted, module(images).float())
     return max(TOLERANCE, 2 * off)

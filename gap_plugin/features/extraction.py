@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,9 +159,7 @@ class Extraction:
         if first is None:
             refuse(rows.bad())
         collate = partial(_unlabelled, collate_of(loader))
-        # a copy: transforms may share what they give
-        width = self._part.width_of(self._part.images(
-            collate([deepcopy(first)])))
+        width = self._part.width_of(self._part.images(collate([first])))
         writer = StoreWriter(folder, len(names), width, self._dtype, block)
         rank, world = get_dist_info()
         if rank == 0:
@@ -170,9 +167,9 @@ class Extraction:
                            fingerprint.of(range(len(names))))
         barrier()
         blocks = [int(b) for b in writer.missing() if b % world == rank]
-        barrier()  # the flags are read by all before one is set
-        bad: dict[int, str] = {}
         engines = writer.engines()
+        barrier()  # both are read by all before one is changed
+        bad: dict[int, str] = {}
         found_in = batches(rows, loader, blocks,
                            next(self._part.parameters()).is_cuda, collate)
         with (bar(sum(map(writer.rows_in, blocks)), name,

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.utils import import_modules_from_strings
 from mmpretrain.models.heads import MultiLabelClsHead
-from mmpretrain.registry import MODELS
 from torch import nn
 
-from ..engine.building import model_config
+from ..engine.building import without_weights
 from ..export import About, open_onnx, read_metadata
 from ..export.pipeline import statistics, takes_rgb
 from ..features.store import digest
@@ -53,7 +50,7 @@ class ExportedClassifier:
                       else 'takes images that are preprocessed')
             raise ValueError(f'{str(path)!r} {needed}: name the config that '
                              'it was exported from ahead of it.')
-        self.model = None if cfg is None else _without_weights(cfg)
+        self.model = None if cfg is None else without_weights(cfg)
         if self.model is not None and not self.photos:
             self._check_normalisation(self.model.data_preprocessor)
         self.classes = self.about.classes
@@ -168,15 +165,3 @@ def _about(found: dict[str, Any], path: Path) -> About:
     return About(**dict(
         {field.name: found[field.name] for field in fields(About)},
         classes=None if classes is None else list(map(str, classes))))
-
-
-def _without_weights(cfg: Config) -> nn.Module:
-    """The model of a config, for what it says of images."""
-    if cfg.get('custom_imports'):
-        import_modules_from_strings(**cfg.custom_imports)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    config = model_config(cfg).copy()
-    for part in (config, config.get('backbone') or {}):
-        for key in {'pretrained', 'checkpoint_path'} & set(part):
-            part[key] = None if key == 'checkpoint_path' else False
-    return MODELS.build(config).eval()

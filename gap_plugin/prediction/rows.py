@@ -58,6 +58,10 @@ class RowsOnDisk:
                 f'{str(self.folder)!r} was begun otherwise: '
                 f'{differing(made, plan)}; leave resume out and use '
                 'force=True to drop it, or choose another file.')
+        told = self.folder / _BAD
+        if told.is_file():  # whole lines
+            with open(told, 'r+b') as file:
+                file.truncate(file.read().rfind(b'\n') + 1)
         path = self._path()
         if path.is_file():
             self.done = path.stat().st_size // self.kind.itemsize
@@ -106,10 +110,7 @@ class RowsOnDisk:
         path, found = self.folder / _BAD, {}
         if path.is_file():
             with open(path, encoding='utf-8') as file:
-                for line in file:
-                    if line.endswith('\n'):  # or its writer was killed
-                        row, reason = json.loads(line)
-                        found[row] = reason
+                found = dict(map(json.loads, file))
         return found
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:

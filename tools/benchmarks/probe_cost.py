@@ -26,22 +26,35 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import paired
 
 TOOLS = Path(__file__).parents[1]
 
 
-def run(script: Path, *args: object) -> tuple[float, str]:
-    """Seconds and output of a whole process."""
-    start = time.perf_counter()
+class Run(NamedTuple):
+    """A whole process: seconds, those of all cores, and what it printed."""
+
+    seconds: float
+    cpu_s: float
+    text: str
+
+
+def run(script: Path, *args: object) -> Run:
+    """Run a whole process."""
+    start, before = time.perf_counter(), os.times()
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', str(script), *map(str, args)],
         capture_output=True, text=True, check=False, cwd=TOOLS.parent,
         env={**os.environ, 'HF_HUB_OFFLINE': '1'})
     if done.returncode:
         raise ValueError(f'{script.name} failed: {done.stderr[-500:]}')
-    return time.perf_counter() - start, done.stdout + done.stderr
+    spent = os.times()
+    return Run(time.perf_counter() - start,
+               spent.children_user - before.children_user
+               + spent.children_system - before.children_system,
+               done.stdout + done.stderr)
 
 
 def photographs(folder: Path, count: int) -> None:
@@ -151,12 +164,12 @@ def pairs(config: object, options: list[str], every: str, folder: Path,
     for i in range(args.rounds):
         work = folder / str(i)
 
-        def probe(work: Path = work) -> tuple[float, str]:
+        def probe(work: Path = work) -> Run:
             return run(TOOLS / 'linear_probe.py', config, '--freeze',
                        '--epochs', args.epochs, '--work-dir', work,
                        '--cfg-options', *options)
 
-        def test(work: Path = work) -> tuple[float, str]:
+        def test(work: Path = work) -> Run:
             weights = work / 'linear_probe.pth'
             if not weights.exists():
                 weights = folder / '0' / 'linear_probe.pth'
@@ -167,12 +180,14 @@ def pairs(config: object, options: list[str], every: str, folder: Path,
             (probe, test) if i % 2 == 0 else (test, probe))
         found = {f.__name__: f() for f in order}
         top1 = re.findall(r'^accuracy/top1 ([\d.]+)$',
-                          found['probe'][1], re.M)[-1]
-        row = dict(probe_s=found['probe'][0], test_s=found['test'][0],
-                   ratio=found['probe'][0] / found['test'][0],
-                   top1=float(top1))
+                          found['probe'].text, re.M)[-1]
+        row = dict(probe_s=found['probe'].seconds,
+                   test_s=found['test'].seconds,
+                   ratio=found['probe'].seconds / found['test'].seconds,
+                   probe_cpu_s=found['probe'].cpu_s,
+                   test_cpu_s=found['test'].cpu_s, top1=float(top1))
         if args.again:  # the features are there: what the epochs alone cost
-            row['again_s'] = probe()[0]
+            row['again_s'] = probe().seconds
         print(row, flush=True)
         yield row
         if i:
@@ -227,9 +242,9 @@ def main() -> None:
                 parts = last(run(
                     Path(__file__), 'split_up', config, '--freeze', '--epochs',
                     args.epochs, '--work-dir', folder / 'parts', '--force',
-                    '--cfg-options', *options)[1])
+                    '--cfg-options', *options).text)
                 loop = last(run(Path(__file__), 'bare', args.network, folder,
-                                args.batch)[1])
+                                args.batch).text)
                 row = dict(parts=parts, bare=loop,
                            ratio_to_bare=parts['passes'] / loop['passes'])
                 print(row, flush=True)
@@ -240,11 +255,12 @@ def main() -> None:
                              'test_dataloader.dataset.split=all', folder,
                              args):
                 keep(row)
-            seconds, _ = run(
+            seconds = run(
                 Path(mmpretrain.__file__).parent / '.mim' / 'tools'
                 / 'train.py', args.config, '--work-dir', folder / 'f',
                 '--cfg-options', *options, 'train_cfg.max_epochs=2',
-                'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0')
+                'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0'
+            ).seconds
             median = statistics.median(row['probe_s'] for row in rows)
             keep(dict(two_epochs_s=seconds,
                       times_faster=seconds / 2 * args.epochs / median))
