@@ -66,6 +66,8 @@ _export = ['onnx', 'onnxscript', 'onnxruntime']
 # k-NN, few-shot, and the plot of a ranking
 _probe = ['scikit-learn', 'matplotlib', 'textalloc']
 
+# Parquet files of predictions
+_predict = ['pyarrow']
 _report = ['matplotlib', 'jinja2']
 
 EXTRAS = {
@@ -73,9 +75,10 @@ EXTRAS = {
        for host, names in HOSTS.items()},
     'demo': _demo,
     'export': _export,
+    'predict': _predict,
     'probe': _probe,
     'report': _report,
-    'test': _demo + _export + _probe + _report + [
+    'test': _demo + _export + _predict + _probe + _report + [
         'pytest>=8',
         'pytest-xdist',
         'scikit-image',

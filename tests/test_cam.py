@@ -129,6 +129,7 @@ def test_what_is_turned_is_found_turned(steps, matrix):
     lambda image: np.where(np.arange(64)[:, None] < 32, image,
                            image[:, ::-1]),
     lambda image: np.roll(image, 20, 0),
+    lambda image: image[:1, :1].repeat(9, 0).repeat(9, 1),
     lambda image: np.zeros_like(image)])
 def test_what_is_no_affine_map_is_refused(bend):
     with pytest.raises(ValueError, match='cannot be told') as info:
@@ -310,8 +311,9 @@ def test_classes_can_be_chosen_by_name(model, photo):
     with pytest.raises(ValueError, match='no names'):
         numbers_of(['two'], None)
     assert numbers_of(['3'], None) == [3]
-    for wrong in (dict(names=names[:3]), dict(topk=11), dict(topk=0)):
-        with pytest.raises(ValueError, match=r'10'):
+    for wrong in (dict(names=names[:3]), dict(topk=11), dict(topk=0),
+                  dict(classes=[3, 10])):
+        with pytest.raises(ValueError, match='10'):
             Explainer(model, None, **wrong)
 
 
@@ -349,6 +351,18 @@ def test_arrays_and_what_cannot_be_placed_are_drawn(model):
     found = Explainer(model, bent)(info)
     assert found.image.shape == (96, 96, 3) and 'input' in found.note
     as_array(sheet([found, found]))
+
+
+def test_what_the_preprocessor_pads_is_part_of_the_input(photo):
+    padded, _ = digits({'model.backbone.img_size': 96})
+    pipeline = bound(padded.eval(), FILE, FOLLOW)
+    plain = Explainer(padded, pipeline)(dict(img_path=photo))
+    padded.data_preprocessor.pad_size_divisor = 64
+    found = Explainer(padded, pipeline)(dict(img_path=photo))
+    assert found.location.size == (128, 128) and found.maps.shape[1:] == (4, 4)
+    # on the right and at the bottom
+    assert found.location.box[:2] == pytest.approx(plain.location.box[:2])
+    assert found.location.box[2] > plain.location.box[2]
 
 
 def test_tokens_and_factors_are_said(model, photo):

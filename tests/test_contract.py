@@ -47,6 +47,7 @@ REGISTERED = {
     'TimmTrainTransform': TRANSFORMS, 'TimmTestTransform': TRANSFORMS,
     'LoadTimmImage': TRANSFORMS, 'CenterPad': TRANSFORMS, 'Digits': DATASETS,
     'AtomicCheckpointHook': HOOKS, 'BindPipelineHook': HOOKS,
+    'ClassActivationHook': HOOKS,
     'Bfloat16OptimWrapper': OPTIM_WRAPPERS,
     'timm_auto_wrap_policy': FUNCTIONS,
 }
@@ -74,6 +75,8 @@ ARGUMENTS = {
         in_channels=None, bits=None, upright=True, backend_args=None),
     'CenterPad': dict(size=inspect.Parameter.empty, pad_val=0),
     'Digits': dict(split='train'),
+    'ClassActivationHook': dict(
+        interval=50, classes=None, topk=1, up_to_factor=False),
     'timm_auto_wrap_policy': dict(min_num_params=100_000),
 }
 
@@ -85,11 +88,13 @@ FUNCTIONS_OF_THE_PACKAGE = {
         'model_name img_size in_channels interpolation scale ratio hflip '
         'color_jitter auto_augment random_erasing'),
     'allow_classes': 'names',
+    'class_activation_map': 'model inputs classes up_to_factor',
 }
 
 SHARED = ('--work-dir --amp --no-pin-memory --cfg-options --launcher '
           '--local_rank --local-rank')
-STORES = f'{SHARED} --checkpoint --out --dtype --skip-bad --force --views'
+STORES = (f'{SHARED} --checkpoint --out --engine --dtype --skip-bad --force '
+          '--views')
 FLAGS = {
     'train.py': f'{SHARED} --resume --no-validate --auto-scale-lr '
                 '--no-persistent-workers',
@@ -102,12 +107,19 @@ FLAGS = {
                  '--force',
     'rank_backbones.py': (
         '--models --data-root --config --no-pretrained --weights --out '
-        '--epochs --lr --weight-decay --amp --skip-bad --timing-batch '
+        '--epochs --lr --weight-decay --engine --amp --skip-bad '
+        '--timing-batch '
         '--keep-features --force --cfg-options'),
     'make_config.py': (
         '--data-root --dataset --train-list --val-list --classes --val-share '
         '--recipe --checkpoint --img-size --epochs --batch-size --workers '
         '--seed --out --force'),
+    'cam.py': '--out --classes --topk --max-images --up-to-factor --force '
+              '--cfg-options',
+    'predict.py': (
+        '--out --topk --threshold --all --label-type --output-type '
+        '--batch-size --workers --engine --amp --cam --resume --force '
+        '--cfg-options'),
     'backbones.py': '--pretrained --max-params --min-size --json',
 }
 

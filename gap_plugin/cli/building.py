@@ -19,7 +19,7 @@ from torch import nn
 from ..config_writer import inert
 from ..engine import BindPipelineHook
 from ..engine.building import build_classifier
-from ..features import FeatureStore, extract
+from ..features import Extraction, FeatureStore
 from ..features.images import check_probed
 from ..files import read_text
 from ..host import init_cpu_group
@@ -231,20 +231,26 @@ def extract_splits(model: nn.Module, cfg: Config, args: argparse.Namespace,
     passes |= {f'view_{i}': ('train', i) for i in range(args.views)}
     console.header(dict(
         console.describe_model(model, cfg), stores=str(out)))
+    count = None
     if probed:
-        check_probed(cfg, splits)
+        found = check_probed(cfg, splits)
+        count = sum(len(found[split].names) for name, (split, _) in
+                    passes.items() if args.force or not (out / name).exists())
+    extraction = Extraction(
+        model, cfg, engine=args.engine, count=count, dtype=args.dtype,
+        amp=args.amp, skip_bad=args.skip_bad, force=args.force)
     stores = {}
     known = {name for name in passes if (out / name).exists()}
     if known < set(passes):
         console.header({'pass': 'over the images of ' + ', '.join(
             name for name in passes if name not in known)})
     for name, (split, view) in passes.items():
-        stores[name] = extract(
-            model, cfg, split, out / name, dtype=args.dtype, amp=args.amp,
-            skip_bad=args.skip_bad, force=args.force, view=view)
+        stores[name] = extraction(split, out / name, view)
         rows, width = stores[name].features.shape
+        engine = stores[name].fingerprint.get('engine')
         console.header({name: f'{rows} x {width} '
                         f'{stores[name].features.dtype}'
+                        + (f' by {engine}' if engine else '')
                         + (', from an earlier pass' if name in known
                            and not args.force else '')})
     return stores

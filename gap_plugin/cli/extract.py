@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> None:
     trained = any(p.requires_grad for p in model.backbone.parameters())
     given = console.typed(args, 'checkpoint', 'work_dir', 'out', 'amp',
                           'skip_bad', 'views', training=True)
-    if args.dtype != 'float32':
-        given += f' --dtype {args.dtype}'
+    given += ''.join(f' --{name} {value}' for name, value, default in (
+        ('dtype', args.dtype, 'float32'), ('engine', args.engine, 'auto'))
+        if value != default)
     console.result(
         {}, None, next(iter(stores.values())).folder.parent,
         f'gap-plugin probe {shlex.quote(args.config)}'

@@ -74,6 +74,22 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
                         help='set by torch.distributed.launch')
 
 
+def engine_flag(parser: argparse.ArgumentParser) -> None:
+    """Add what runs the network over the images."""
+    parser.add_argument(
+        '--engine', default='auto', type=_engine, metavar='ENGINE',
+        help='what runs the network over the images: torch, compile, '
+        'onnxruntime, or auto, the fastest that gives the same (default)')
+
+
+def _engine(name: str) -> str:
+    from ..features.engines import ENGINES  # not for --help
+    if name not in ENGINES:
+        raise argparse.ArgumentTypeError(
+            f'{name!r} must be one of {", ".join(ENGINES)}')
+    return name
+
+
 def store_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of what extracts features."""
     config_flag(parser)
@@ -81,6 +97,7 @@ def store_flags(parser: argparse.ArgumentParser) -> None:
                         'that the config loads by default')
     parser.add_argument('--out', help='folder for the stores; '
                         '<work-dir>/features by default')
+    engine_flag(parser)
     parser.add_argument('--dtype', choices=['float32', 'float16'],
                         default='float32', help='of the stored features')
     parser.add_argument('--skip-bad', action='store_true',

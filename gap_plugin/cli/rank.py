@@ -20,7 +20,7 @@ from pathlib import Path
 from . import console
 from .building import apply_options, read_config
 from .command import command
-from .flags import options_flag, parser, setting_flags
+from .flags import engine_flag, options_flag, parser, setting_flags
 
 
 def flags() -> argparse.ArgumentParser:
@@ -43,6 +43,7 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--epochs', type=int, default=50,
                        help='of each probe (default 50)')
     setting_flags(found)
+    engine_flag(found)
     found.add_argument('--amp', action='store_true',
                        help='automatic mixed precision of the pass')
     found.add_argument('--skip-bad', action='store_true',

@@ -1,6 +1,7 @@
 """The model of a config, as a runner builds it; classes of a checkpoint."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -92,6 +93,21 @@ def _load_whole(model: nn.Module, checkpoint: str) -> dict:
         ) from None
     finally:
         handle.remove()
+
+
+def without_weights(cfg: Config) -> nn.Module:
+    """The model of a config as it was made, on the CPU.
+
+    It is for what a model says of its images: no weights are looked for.
+    """
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    config = deepcopy(model_config(cfg))
+    for part in (config, config.get('backbone') or {}):
+        part.update({key: empty for key, empty in (
+            ('pretrained', False), ('checkpoint_path', None)) if key in part})
+    return MODELS.build(config).eval()
 
 
 def model_config(cfg: Config) -> ConfigDict:

@@ -22,6 +22,9 @@ def synchronize(device: torch.device) -> None:
 def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
     """Mixed precision on a device, or none.
 
+    It is bfloat16 on CPUs and on GPUs that compute in it, which takes any
+    feature that float32 takes; else float16.
+
     Raises:
         ValueError: If this torch has none for it.
     """
@@ -30,4 +33,8 @@ def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
     if not torch.amp.is_autocast_available(device.type):
         raise ValueError(f'torch {torch.__version__} has no mixed precision '
                          f'for the device {device.type!r}: leave amp out.')
-    return torch.autocast(device.type)
+    dtype = None  # the device's own
+    if device.type == 'cuda' and torch.cuda.is_bf16_supported(
+            including_emulation=False):
+        dtype = torch.bfloat16
+    return torch.autocast(device.type, dtype)

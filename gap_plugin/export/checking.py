@@ -1,7 +1,8 @@
 """Whether a file gives what the model gives, on images of its data."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from mmengine.dataset import default_collate
 from torch import nn
 
 from ..datasets.loading import cannot_read
-from .preprocessing import check_preprocessor, pipeline_of, split_pipeline
+from .pipeline import check_preprocessor, pipeline_of, split_pipeline
 
 #: Largest difference of logits and maps, by the largest one of an image.
 NETWORK = 1e-4
 #: Largest difference of a score, of a file with preprocessing and without.
 SCORES, EXACT_SCORES = 0.005, 1e-4
+#: What rounding to bytes may cost: accuracy, or where there are no labels, the
+#: share of images with another likeliest class.
+INT8 = 0.01
 #: Largest difference of a pixel, 0 to 255.
 PIXELS = 2
 #: The same on average. An image that is enlarged by a fraction such as 3 / 2
@@ -33,11 +37,13 @@ class Samples:
         photos: As they are loaded, each ``(H, W, C)`` uint8 in the order R,
             G, B; None where they are not asked for.
         steps: Transforms between ``photos`` and packing.
+        labels: Class of each image; None if not all have one.
     """
 
     inputs: torch.Tensor
     photos: list[np.ndarray] | None = None
     steps: tuple[Any, ...] = ()
+    labels: np.ndarray | None = None
 
     @property
     def average(self) -> float:
@@ -67,7 +73,7 @@ def read_samples(dataset: Any, model: nn.Module, count: int,
     if photos:
         check_preprocessor(model.data_preprocessor)
         loading, steps, pack = split_pipeline(pipeline_of(dataset))
-    inputs, images = [], []
+    inputs, images, labels = [], [], []
     for row in map(int, rows):
         if not photos:
             packed = dataset[row]
@@ -91,13 +97,17 @@ def read_samples(dataset: Any, model: nn.Module, count: int,
             packed = pack(data)
         batch = model.data_preprocessor(default_collate([packed]), False)
         inputs.append(batch['inputs'])
+        label = getattr(packed.get('data_samples'), 'gt_label', None)
+        if label is not None and label.numel() == 1:
+            labels.append(int(label))
     shapes = {tuple(x.shape[1:]) for x in inputs}
     if len(shapes) > 1:
         raise ValueError(f'images come in several sizes {sorted(shapes)[:3]},'
                          ' and a file is for one: resize and crop them in '
                          'the test pipeline.')
     return Samples(torch.cat(inputs), images if photos else None,
-                   tuple(steps))
+                   tuple(steps), np.array(labels)
+                   if len(labels) == len(inputs) else None)
 
 
 @dataclass(frozen=True)
@@ -114,15 +124,19 @@ class Report:
             without preprocessing.
         average: The same on average.
         limits: Of ``scores`` and ``average``.
+        accuracies: Of the model and of an int8 file, 0 to 1, by the labels,
+            or else by what the model finds; None of other files. ``scores``
+            and ``top1`` have no limit then.
     """
 
     images: int
     network: float
-    scores: float
-    top1: int
+    scores: float = math.nan
+    top1: int = 0
     pixels: float | None = None
     average: float | None = None
     limits: tuple[float, float] = EXACT_SCORES, 0.
+    accuracies: tuple[float, float] | None = None
 
     def check(self, kind: str = 'the ONNX file') -> None:
         """Refuse a file that is too far off.
@@ -131,15 +145,18 @@ class Report:
             ValueError: With all differences that are too large.
         """
         scores, average = self.limits
+        before, after = self.accuracies or (0., 0.)
         # not >, which not-a-number passes
         told = [f'{name} by {found:.3g}, {limit:g} at most'
                 for name, found, limit in (
                     ('logits', self.network, NETWORK),
-                    ('scores', self.scores, scores),
+                    ('scores', None if self.accuracies else self.scores,
+                     scores),
+                    ('accuracy', round(before - after, 9), INT8),
                     ('pixels', self.pixels, PIXELS),
                     ('pixels on average', self.average, average))
                 if found is not None and not found <= limit]
-        if self.top1:
+        if self.top1 and not self.accuracies:
             told.append(f'the likeliest class of {self.top1}')
         if told:
             raise ValueError(
@@ -151,6 +168,13 @@ class Report:
         pixels = '' if self.pixels is None else (
             f'pixels {self.pixels:g} of 255 at most, {self.average:.2g} on '
             'average, ')
+        if self.accuracies:
+            before, after = self.accuracies
+            same = 1 - self.top1 / self.images
+            return dict(checked=(
+                f'on {self.images} images: {pixels}accuracy '
+                f'{100 * before:.2f} before and {100 * after:.2f} in int8, '
+                f'same top-1 of {100 * same:.1f} %'))
         return dict(checked=(
             f'on {self.images} images: {pixels}network {self.network:.1g} '
             f'(relative), scores {self.scores:.1g}, same top-1'))
@@ -167,16 +191,40 @@ def compare(expected: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]
     return float(np.max(worst))
 
 
-def other_top1(expected: np.ndarray, found: np.ndarray,
-               limit: float) -> int:
-    """Images whose likeliest class is another one.
+def compare_scores(report: Report, expected: np.ndarray, found: np.ndarray,
+                   limits: tuple[float, float]) -> Report:
+    """Add to a report how far scores are from those of the model.
 
     Classes that the model itself scores alike, up to what scores may differ,
     count as one.
+
+    Args:
+        report: What is known of the file.
+        expected: Probabilities ``(N, K)`` of the model.
+        found: Of the file.
+        limits: As of :class:`Report`.
     """
     rows = np.arange(len(expected))
-    gap = (expected.max(1) - expected[rows, found.argmax(1)])
-    return int((~(gap <= limit)).sum())
+    gap = expected.max(1) - expected[rows, found.argmax(1)]
+    return replace(
+        report, scores=float(np.abs(expected - found).max()),
+        top1=int((~(gap <= limits[0])).sum()), limits=limits)
+
+
+def compare_accuracy(report: Report, expected: np.ndarray,
+                     found: np.ndarray, labels: np.ndarray | None) -> Report:
+    """Add to a report of an int8 file how often both are right.
+
+    Args:
+        report: As :func:`compare_scores` has left it.
+        expected: Probabilities ``(N, K)`` of the model.
+        found: Of the file.
+        labels: Class of each image; None for what the model finds.
+    """
+    model, file = expected.argmax(1), found.argmax(1)
+    right = model if labels is None else labels
+    return replace(report, top1=int((model != file).sum()), accuracies=(
+        float((model == right).mean()), float((file == right).mean())))
 
 
 def in_batches(run: Callable[[Any], tuple], inputs: Any,

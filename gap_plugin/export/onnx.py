@@ -23,17 +23,22 @@ _INSTALL = 'pip install "gap_plugin[export]"'
 _LIMIT = 2**31 - 1
 
 
+#: Attributes of timm's layers that choose a way of computing the same which
+#: cannot be exported: torch's fused attention, which some layers (those of
+#: relative positions) call so that it cannot, and gradient checkpointing.
+_CHOICES = ('fused_attn', 'grad_checkpointing')
+
+
 def fixed_copy(module: nn.Module) -> nn.Module:
     """A copy to trace: on the CPU, in eval mode, its attention written out.
 
-    timm's attention calls torch's fused kernel where a layer's
-    ``fused_attn`` says so, which some layers cannot be exported with (those
-    of relative positions). Written out, it gives the same up to rounding.
+    It gives the same up to rounding.
     """
     module = copy.deepcopy(module).cpu().eval()
     for part in module.modules():
-        if hasattr(part, 'fused_attn'):
-            part.fused_attn = False
+        for name in _CHOICES:
+            if hasattr(part, name):
+                setattr(part, name, False)
     return module
 
 

@@ -1,10 +1,9 @@
 """What of a classifier a linear probe leaves as it is."""
 
-import hashlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class FixedPart(nn.Module):
@@ -16,8 +15,8 @@ class FixedPart(nn.Module):
 
     Attributes:
         necks (list[str]): Names of these parts in the model.
-        in_tuple (bool): Whether what follows gets a tuple; known after a
-            pass.
+        in_tuple (bool): Whether what follows gets a tuple; known from
+            :meth:`width_of` on.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,17 +41,31 @@ class FixedPart(nn.Module):
         self.eval()
 
     @torch.no_grad()
-    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Features of a batch of the dataloader.
+    def images(self, batch: dict[str, Any]) -> Tensor:
+        """What the network is given of a batch of the dataloader.
 
-        Returns:
-            ``(N, C)``.
+        Images from pinned memory go to a GPU without waiting for it.
+        """
+        device = next(self.parameters()).device
+        inputs = batch['inputs']
+        batch['inputs'] = (
+            inputs.to(device, non_blocking=True) if torch.is_tensor(inputs)
+            else [x.to(device, non_blocking=True) for x in inputs])
+        return self.data_preprocessor(batch, training=False)['inputs']
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(N, C)`` of preprocessed images."""
+        features = self.pool(self.backbone(images))
+        return features[0] if isinstance(features, (tuple, list)) else features
+
+    @torch.no_grad()
+    def width_of(self, images: Tensor) -> int:
+        """How many features there are.
 
         Raises:
             ValueError: If there is more than one map, or it is not pooled.
         """
-        inputs = self.data_preprocessor(batch, training=False)['inputs']
-        features = self.pool(self.backbone(inputs))
+        features = self.pool(self.backbone(images))
         self.in_tuple = isinstance(features, (tuple, list))
         if self.in_tuple:
             if len(features) != 1:
@@ -65,14 +78,4 @@ class FixedPart(nn.Module):
                 f'features of shape {tuple(features.shape)} are not pooled: '
                 'put a GAPNeck, or another pooling without parameters, '
                 'first in the neck.')
-        return features
-
-
-def weights_of(module: nn.Module) -> str:
-    """What stands for all weights and statistics of a module."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1)
-                      .view(torch.uint8).numpy())
-    return digest.hexdigest()
+        return features.shape[1]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from mmengine.config import Config
@@ -120,14 +121,22 @@ def check_split(labels: np.ndarray | None, model: nn.Module,
                      f'the split {split!r}', scored)
 
 
-def data_list(
-        dataset: BaseDataset
-) -> tuple[list[str], np.ndarray | None, list[int]]:
-    """Name and label of every sample, without loading an image.
+class Samples(NamedTuple):
+    """What a dataset tells of its samples.
 
-    Returns:
-        Names, labels (None where there are none), and the samples whose
-        names are those of local files.
+    Attributes:
+        names: Of all.
+        labels: Classes ``(N, )``, scores ``(N, K)``, or None for none.
+        files: Those whose names are those of local files.
+    """
+
+    names: list[str]
+    labels: np.ndarray | None
+    files: list[int]
+
+
+def data_list(dataset: BaseDataset) -> Samples:
+    """Name and label of every sample, without loading an image.
 
     Raises:
         ValueError: If the dataset does not tell them.
@@ -147,17 +156,17 @@ def data_list(
         if 'img' not in info and '://' not in names[-1]:
             files.append(i)
     if not labels:
-        return names, None, files
+        return Samples(names, None, files)
     if len(labels) < len(names):
         raise ValueError(f'{len(names) - len(labels)} of {len(names)} images '
                          'have no label: give all of them one, or none.')
     if np.ndim(labels[0]) == 0:
-        return names, np.asarray(labels, np.int64), files
+        return Samples(names, np.asarray(labels, np.int64), files)
     classes = len(dataset.metainfo['classes'])  # lists of classes per image
     scores = np.zeros((len(labels), classes), np.float32)
     for row, label in enumerate(labels):
         scores[row, label] = 1
-    return names, scores, files
+    return Samples(names, scores, files)
 
 
 def described(names: list[str], files: list[int]) -> tuple[str, list]:
@@ -177,7 +186,7 @@ def described(names: list[str], files: list[int]) -> tuple[str, list]:
     if len(files) < len(names) or not root:
         return '', [[name, None] for name in names]
     return root, [[name_below(root, name), state] for name, state in zip(
-        names, of_each(_state, names), strict=True)]
+        names, of_each(state_of, names), strict=True)]
 
 
 def name_below(root: str, name: str) -> str:
@@ -185,16 +194,17 @@ def name_below(root: str, name: str) -> str:
     return name[len(root):].lstrip('/\\').replace(os.sep, '/')
 
 
-def _state(path: str) -> list[int]:
+def state_of(path: str) -> list[int]:
+    """Size and time of change of a file: whether it is the same one."""
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns]
 
 
-def check_probed(cfg: Config, splits: Iterable[str]) -> dict[str, tuple]:
+def check_probed(cfg: Config, splits: Iterable[str]) -> dict[str, Samples]:
     """Refuse data that no probe can be trained on, ahead of the pass.
 
     Returns:
-        Split -> names, labels and files, as :func:`data_list` gives them.
+        Split -> its samples.
 
     Raises:
         ValueError: If a split is empty or has no labels, or as

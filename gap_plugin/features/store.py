@@ -17,6 +17,7 @@ import numpy as np
 from ..files import TEMPORARY, remove_whole, written_whole
 from ..locks import alone
 from ..messages import first_line
+from .engines import is_of
 
 ARRAYS = ('features.npy', 'labels.npy', 'sample_ids.npy')
 #: What images without labels have no file of.
@@ -146,8 +147,8 @@ class FeatureStore:
                 'extract again with force=True, or into another folder.')
         if told:
             warnings.warn(f'{str(self.folder)!r} is used as it is: what '
-                          f'differs changes no features ({told}).',
-                          stacklevel=3)
+                          f'differs changes no features ({told}) beyond '
+                          'their rounding.', stacklevel=4)
 
 
 def remove(folder: str | Path,
@@ -156,7 +157,9 @@ def remove(folder: str | Path,
 
     Args:
         folder: Of the store.
-        unless: Fingerprint of what is left where it is.
+        unless: Fingerprint of what is left where it is. Its engine is one
+            that may be asked for; a half-written store is gone on with by
+            any.
 
     Raises:
         ValueError: If the folder holds something else, or another run
@@ -166,8 +169,8 @@ def remove(folder: str | Path,
     for path, made_by in ((folder, DESCRIPTION),
                           (folder.with_name(f'{folder.name}.partial'),
                            'plan.json')):
-        if not path.exists() or unless is not None and _made_by(
-                path / made_by) == unless:
+        if not path.exists() or unless is not None and _is_made_by(
+                path / made_by, unless):
             continue
         other = sorted({TEMPORARY.sub('', p.name) for p in path.iterdir()} - {
             *ARRAYS, *map(KEPT.format, ARRAYS), DESCRIPTION, 'done',
@@ -184,21 +187,24 @@ def written_alone(folder: Path) -> AbstractContextManager[None]:
     return alone(folder.with_name(f'.{folder.name}.lock'), folder)
 
 
-def _made_by(path: Path) -> dict | None:
-    """Fingerprint of a whole store, or of a half-written one."""
+def _is_made_by(path: Path, fingerprint: dict) -> bool:
+    """Whether a whole store, or a half-written one, has a fingerprint."""
     try:
-        if path.name == DESCRIPTION:
-            return FeatureStore(path.parent).fingerprint
-        return read_json(path)
+        made = dict(FeatureStore(path.parent).fingerprint
+                    if path.name == DESCRIPTION else read_json(path))
     except (OSError, ValueError):
-        return None
+        return False
+    made.pop('engines', None)
+    engine, asked = made.pop('engine', None), fingerprint.get('engine')
+    return (not engine or not asked or is_of(engine, asked)) and made == {
+        key: value for key, value in fingerprint.items() if key != 'engine'}
 
 
 #: Fields of a fingerprint that say too much -> those that took their places,
 #: where a store has them. Older stores go by the former ones.
 _FORMER = {'backbone': 'network', 'pipeline': 'transforms', 'data': 'images'}
 #: Fields that change no features, or their rounding alone.
-_TOLD = ('root', 'batch_size')
+_TOLD = ('root', 'batch_size', 'engine')
 #: Libraries whose patch releases change no features.
 _PATCHED = ('torch', 'mmpretrain', 'mmengine', 'mmcv-lite',
             'onedl-mmpretrain', 'onedl-mmengine', 'onedl-mmcv')

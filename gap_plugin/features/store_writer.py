@@ -68,6 +68,7 @@ class StoreWriter:
         plan = self.partial / 'plan.json'
         if plan.is_file():
             made = read_json(plan)
+            made.pop('engines', None)
             # blocks are batches
             others, _ = compare(*(dict(side, block=side.get('batch_size'))
                                   for side in (made, fingerprint)))
@@ -102,6 +103,15 @@ class StoreWriter:
                 f'features under {str(self.folder.parent)!r}: '
                 f'{error.strerror}; free space or choose another folder'
             ) from None
+
+    def engines(self) -> set[str]:
+        """Names of what has made the rows so far."""
+        return set(read_json(self.partial / 'plan.json').get('engines', ()))
+
+    def note_engines(self, names: Collection[str]) -> None:
+        """Keep names of what makes rows, for runs that go on."""
+        path = self.partial / 'plan.json'
+        write_json(path, dict(read_json(path), engines=sorted(names)))
 
     def rows_in(self, index: int) -> int:
         """Rows of one block."""

@@ -25,6 +25,7 @@ from ..timm_network import (
     size_refused,
     tune_part,
 )
+from .checks import is_exporting
 from .norm_repair import NormConversions
 from .stored_weights import StoredWeights
 
@@ -215,8 +216,10 @@ class TimmFeatureBackbone(BaseModule):
         try:
             return super().__call__(x, *args, **kwargs)
         except INPUT_ERRORS as error:
-            refused = isinstance(x, torch.Tensor) and size_refused(
-                error, self.model_name, x.shape[2:], self.image_size)
+            if is_exporting() or not isinstance(x, torch.Tensor):
+                raise
+            refused = size_refused(error, self.model_name, x.shape[2:],
+                                   self.image_size)
             if not refused:
                 raise
             raise refused from error

@@ -46,3 +46,13 @@ def check_labels(lowest: int, highest: int, num_classes: int, head: str,
             f'of {head} is {num_classes}: labels count from 0, set '
             'num_classes to the number of classes.')
 
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is tracing: what it raises is for itself.
+
+    Its guards are errors of the same types as those of an image that a
+    network cannot take.
+    """
+    asked = getattr(torch.compiler, 'is_exporting',
+                    torch.compiler.is_compiling)  # up to torch 2.6
+    return asked()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..arguments import check_arguments
 from ..messages import shorten
 from .tables import Part
 
@@ -40,9 +39,11 @@ class Columns:
     output_type: str = 'prob'
 
     def __post_init__(self) -> None:
-        check_arguments('a prediction', flag=dict(
-            all_classes=self.all_classes), count_or_none=dict(topk=self.topk),
-            share_or_none=dict(threshold=self.threshold))
+        if self.topk is not None and self.topk < 1:
+            raise ValueError(f'topk={self.topk} must be 1 or more.')
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f'threshold={self.threshold} must be from 0 to '
+                             '1.')
         for name, known in (('label_type', LABELS), ('output_type', OUTPUTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} must be one of {known}, got '

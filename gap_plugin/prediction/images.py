@@ -1,11 +1,11 @@
 """Which images: a folder, a pattern, a list; as the test pipeline has them."""
 
-import fnmatch
 import glob
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from mmengine.dataset import Compose
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..arguments import check_arguments
 from ..datasets import bind_pipeline, source_of
 from ..datasets.class_folders import (
     files_below,
@@ -23,6 +22,7 @@ from ..datasets.class_folders import (
 )
 from ..datasets.lists import read_names
 from ..datasets.loading import unreadable
+from ..datasets.patterns import fixed_part, matching
 from ..messages import shorten
 
 #: How a file of bands that Pillow does not know may end.
@@ -100,13 +100,8 @@ def _images_of(source: str) -> tuple[str, list[str]]:
         raise FileNotFoundError(
             f'images {source!r} are not there: name a folder, an image, a '
             "list of images or a pattern, such as 'photos/**/*.jpg'.")
-    fixed = []
-    for part in _parts(source):
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    root = os.path.join(*fixed) if fixed else ''
-    return root, _images_among(_matching(source), root, source)
+    root = fixed_part(source)
+    return root, _images_among(matching(source), root, source)
 
 
 def _is_image(name: str) -> bool:
@@ -137,46 +132,6 @@ def _below(file: str, root: str) -> str:
     return os.path.relpath(file, root or os.curdir).replace(os.sep, '/')
 
 
-def _parts(path: str) -> list[str]:
-    """Parts of a path, the root of a drive among the first."""
-    drive, rest = os.path.splitdrive(path)
-    if os.altsep:
-        rest = rest.replace(os.altsep, os.sep)
-    first = drive + os.sep * rest.startswith(os.sep)
-    return [first] * bool(first) + [p for p in rest.split(os.sep) if p]
-
-
-def _matching(pattern: str) -> Iterator[str]:
-    """Files of a pattern, in order, each once, without what is hidden.
-
-    Ours and not that of :mod:`glob` where folders are searched to any depth:
-    a link to a folder above would lead that one round and round.
-    """
-    parts = _parts(pattern)
-    deep = parts.index('**') if '**' in parts else len(parts)
-    seen: set[str] = set()
-    starts = (sorted(glob.glob(os.path.join(*parts[:deep]))) if deep
-              else [os.curdir])
-    for start in starts:
-        for file in files_below(start) if os.path.isdir(start) else [start]:
-            rest = _below(file, start).split('/') if file != start else []
-            real = os.path.realpath(file)
-            if real not in seen and _fits(rest, parts[deep:]):
-                seen.add(real)
-                yield file
-
-
-def _fits(parts: list[str], pattern: list[str]) -> bool:
-    """Whether the parts of a path are those of a pattern."""
-    if not pattern:
-        return not parts
-    if pattern[0] == '**':
-        return len(pattern) == 1 or any(_fits(parts[i:], pattern[1:])
-                                        for i in range(len(parts)))
-    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _fits(
-        parts[1:], pattern[1:])
-
-
 class Samples(Dataset):
     """Images through the test pipeline of a config.
 
@@ -195,7 +150,7 @@ class Samples(Dataset):
         self.images = images
         steps = list(test_dataset(cfg)['pipeline'])
         source = source_of(model)
-        if not any(_loads(step) for step in steps[:1]):
+        if not _loads(steps[0]):
             mean = getattr(model.data_preprocessor, 'mean', None)
             channels = 3 if mean is None else len(mean)
             loader = dict(type='LoadTimmImage', in_channels=(
@@ -218,18 +173,44 @@ class Samples(Dataset):
         return found
 
 
-def test_loader(cfg: Config, batch_size: int | None = None,
+class Photos(Samples):
+    """Images as they are loaded: ``(H, W, C)`` uint8, R, G, B or grey.
+
+    Args:
+        images: Their paths.
+        cfg: A config, which loads them; None for ``LoadTimmImage``.
+        channels: Of the images.
+    """
+
+    def __init__(self, images: Sequence[str], cfg: Config | None,
+                 channels: int) -> None:
+        self.images = images
+        step = dict(type='LoadTimmImage')
+        if cfg is not None and _loads(test_dataset(cfg)['pipeline'][0]):
+            step = dict(test_dataset(cfg)['pipeline'][0])
+        if step['type'] == 'LoadTimmImage':
+            step['in_channels'] = channels
+        self.pipeline = Compose([step, _to_rgb, partial(_photo, channels)])
+
+
+def test_loader(cfg: Config | None, batch_size: int | None = None,
                 workers: int | None = None) -> dict:
     """The dataloader of a config's test.
 
     Args:
-        cfg: The config.
+        cfg: The config; None for batches of 16, read by two workers.
         batch_size: In place of that of the config.
         workers: Processes, likewise.
+
+    Raises:
+        ValueError: If one of them is out of its range.
     """
-    check_arguments('a prediction', count_or_none=dict(batch_size=batch_size),
-                    amount_or_none=dict(workers=workers))
-    loader = dict(cfg.get('test_dataloader') or cfg.get('val_dataloader'))
+    for name, value, least in (('batch_size', batch_size, 1),
+                               ('workers', workers, 0)):
+        if value is not None and value < least:
+            raise ValueError(f'{name}={value} must be {least} or more.')
+    loader = (dict(batch_size=16, num_workers=2) if cfg is None else
+              dict(cfg.get('test_dataloader') or cfg.get('val_dataloader')))
     if batch_size is not None:
         loader['batch_size'] = batch_size
     if workers is not None:
@@ -265,3 +246,11 @@ def _to_rgb(results: dict) -> dict:
     if results['img'].ndim == 3 and results['img'].shape[2] == 3:
         results['img'] = np.ascontiguousarray(results['img'][..., ::-1])
     return results
+
+
+def _photo(channels: int, results: dict) -> np.ndarray:
+    image = np.atleast_3d(results['img'])
+    if image.dtype != np.uint8 or image.shape[2] != channels:
+        raise ValueError(f'it is {image.dtype} of {image.shape[2]} channels, '
+                         f'and not uint8 of {channels}')
+    return image

@@ -10,20 +10,24 @@ from time import monotonic
 import numpy as np
 import torch
 
-from ..features.extraction import _batches, _collate, _hash
-from ..features.images import BadImages, Rows, described
-from ..files import remove_whole
+from ..features.batches import batches, collate_of
+from ..features.fingerprint import hash_of
+from ..features.images import BadImages, Rows, state_of
+from ..files import of_each, remove_whole
 from ..host import versions
 from ..locks import alone
 from ..messages import SHOWN, refuse_undecodable
 from ..progress import bar
 from ..version import __version__
 from .columns import Columns, Layout
+from .exported import ExportedClassifier
 from .images import Images
 from .rows import RowsOnDisk
 from .scores import Classifier
 from .tables import Part, check_format, write_table
 
+#: What scores images.
+Scorer = Classifier | ExportedClassifier
 #: What ``'auto'`` takes for few images has no name to ask for it.
 _AGAIN = {'channels_last': ('auto', 0)}
 
@@ -76,7 +80,7 @@ def check_out(out: str | Path, *, resume: bool = False,
     return out
 
 
-def predict(scorer: Classifier, images: Images, out: str | Path,
+def predict(scorer: Scorer, images: Images, out: str | Path,
             columns: Columns | None = None, *,
             batch_size: int | None = None, workers: int | None = None,
             engine: str = 'auto', amp: bool = False, resume: bool = False,
@@ -131,14 +135,14 @@ def predict(scorer: Classifier, images: Images, out: str | Path,
         # copies: preprocessors write into samples, and move them; two, for
         # one image is no batch to an exporter
         name = scorer.open(
-            _collate(loader)([deepcopy(first) for _ in range(
+            collate_of(loader)([deepcopy(first) for _ in range(
                 max(2, min(loader['batch_size'], len(images))))]),
             logits=columns.output_type == 'logit', engine=engine, amp=amp,
             count=count)
         layout = columns.of(scorer.number, scorer.classes, scorer.usual())
         table.start(dict(
             checkpoint=scorer.identity(), images=_identity(images),
-            classes=_hash(scorer.classes), **asdict(columns),
+            classes=hash_of(scorer.classes), **asdict(columns),
             batch_size=loader['batch_size'], engine=name, amp=amp,
             versions=dict(versions(), gap_plugin=__version__)),
             layout.kind, loader['batch_size'])
@@ -156,16 +160,16 @@ def predict(scorer: Classifier, images: Images, out: str | Path,
         name, speed)
 
 
-def _score(scorer: Classifier, rows: Rows, loader: dict, table: RowsOnDisk,
+def _score(scorer: Scorer, rows: Rows, loader: dict, table: RowsOnDisk,
            layout: Layout, what: str) -> float | None:
     """Score the images that are left; how many in a second."""
     size, images = loader['batch_size'], rows.names
     before, began = table.done, monotonic()
     blocks = list(range(-(-before // size), -(-len(images) // size)))
     with bar(len(images) - before, what) as advance:
-        for block, (batch, reasons) in zip(blocks, _batches(
-                loader, rows, blocks, torch.cuda.is_available()),
-                                           strict=True):
+        for block, (batch, reasons) in zip(blocks, batches(
+                rows, loader, blocks, torch.cuda.is_available(),
+                collate_of(loader)), strict=True):
             start = block * size
             found = np.zeros(len(reasons), layout.kind)
             good = np.array([not reason for reason in reasons])
@@ -203,9 +207,7 @@ def _parts(table: RowsOnDisk, bad: dict[int, str], images: Images,
 
 def _identity(images: Images) -> str:
     """What stands for images: their names, sizes and times of change."""
-    _, states = described(list(images), [
-        i for i, path in enumerate(images) if '://' not in path])
-    return _hash([states, images.names])
+    return hash_of([images.names, of_each(state_of, list(images))])
 
 
 def _told(bad: dict[int, str], images: Images) -> str:

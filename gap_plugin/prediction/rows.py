@@ -12,6 +12,8 @@ from ..features.store import differing, read_json, write_json
 from ..files import put_in_place, remove_whole, written_whole
 
 _PLAN, _ROWS, _BAD = 'plan.json', 'rows', 'skipped'
+#: Bytes of rows that are read at a time.
+PART = 1 << 24
 #: The table, and what the rows are called once it is written.
 _TABLE, _WRITTEN = 'table', 'written'
 
@@ -56,6 +58,10 @@ class RowsOnDisk:
                 f'{str(self.folder)!r} was begun otherwise: '
                 f'{differing(made, plan)}; leave resume out and use '
                 'force=True to drop it, or choose another file.')
+        told = self.folder / _BAD
+        if told.is_file():  # whole lines
+            with open(told, 'r+b') as file:
+                file.truncate(file.read().rfind(b'\n') + 1)
         path = self._path()
         if path.is_file():
             self.done = path.stat().st_size // self.kind.itemsize
@@ -104,10 +110,7 @@ class RowsOnDisk:
         path, found = self.folder / _BAD, {}
         if path.is_file():
             with open(path, encoding='utf-8') as file:
-                for line in file:
-                    if line.endswith('\n'):  # or its writer was killed
-                        row, reason = json.loads(line)
-                        found[row] = reason
+                found = dict(map(json.loads, file))
         return found
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -116,7 +119,7 @@ class RowsOnDisk:
         Yields:
             Number of the first one, and the rows.
         """
-        count = min(1 << 16, max(1, (1 << 24) // self.kind.itemsize))
+        count = min(1 << 16, max(1, PART // self.kind.itemsize))
         for start in range(0, self.done, count):
             yield start, np.fromfile(
                 self._path(), self.kind,

@@ -1,6 +1,7 @@
 """From images to scores of classes: what a classifier says of them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from mmpretrain.models.classifiers import BaseClassifier
 from mmpretrain.registry import DATASETS
 from torch import nn
 
+from ..engine.device import autocast
 from ..features.engines import fastest
-from ..features.extraction import _hash as hash_of
-from ..features.fixed_part import weights_of
+from ..features.fingerprint import hash_of, weights_of
 from .images import Images, Samples, test_dataset, test_loader
 
 
@@ -66,6 +67,7 @@ class Classifier:
         self.number = 0
         self._run: Callable | None = None
         self._activation: Callable | None = None
+        self._precision: AbstractContextManager = nullcontext()
 
     def loader(self, batch_size: int | None, workers: int | None) -> dict:
         """The config of the dataloader: that of the test, with changes."""
@@ -86,11 +88,8 @@ class Classifier:
         Returns:
             A number, or None; a threshold, or None.
         """
-        head = getattr(self.model, 'head', None)
-        if self._activation is not torch.sigmoid:
-            return None, None
-        threshold, count = getattr(head, 'thr', .5), getattr(head, 'topk', 1)
-        return (None if threshold is not None else count), threshold
+        return usual_of(self.model) if self._activation is torch.sigmoid else (
+            None, None)
 
     @torch.no_grad()
     def open(self, batch: dict[str, Any], *, logits: bool = False,
@@ -133,9 +132,11 @@ class Classifier:
                 self._run = fastest(module, images, engine=engine, amp=amp,
                                     count=count)
                 return self._run.name
-        if logits:
-            raise ValueError(f'the scores of {head} do not follow from '
-                             "logits: use output_type='prob'.")
+        if logits or engine not in ('auto', 'torch'):
+            raise ValueError(
+                f'the scores of {head} do not follow from logits: use '
+                "output_type='prob' and engine='torch'.")
+        self._precision = autocast(images.device, amp)
         return 'torch'
 
     @torch.no_grad()
@@ -151,13 +152,22 @@ class Classifier:
         """
         images = self._images(batch)
         if self._activation is None:
+            with self._precision:
+                samples = self.model.predict(images)
             return None, torch.stack([
-                sample.pred_score for sample in self.model.predict(images)])
+                sample.pred_score.float() for sample in samples])
         logits = torch.as_tensor(self._run(images)).float()
         return logits, self._activation(logits)
 
     def _images(self, batch: dict[str, Any]) -> torch.Tensor:
         return self.model.data_preprocessor(batch, training=False)['inputs']
+
+
+def usual_of(model: nn.Module | None) -> tuple[int | None, float | None]:
+    """How many labels a head of several gives, and from which score on."""
+    head = getattr(model, 'head', None)
+    threshold, count = getattr(head, 'thr', .5), getattr(head, 'topk', 1)
+    return (None if threshold is not None else count), threshold
 
 
 def class_names(model: nn.Module, cfg: Config) -> list[str] | None:

@@ -14,11 +14,13 @@ Part = list[Sequence]
 
 def _plain(values: Sequence) -> list:
     """Values as Python's; a float32 with the fewest digits that tell it."""
-    if isinstance(values, np.ndarray) and values.dtype == np.float32:
+    if not isinstance(values, np.ndarray):
+        return values
+    if values.dtype == np.float32:
         shortest = np.ma.getdata(values).astype(str).astype(float)
-        return np.ma.array(
-            shortest, mask=np.ma.getmaskarray(values)).tolist()
-    return values.tolist() if isinstance(values, np.ndarray) else values
+        values = shortest if not np.ma.is_masked(values) else np.ma.array(
+            shortest, mask=values.mask)
+    return values.tolist()
 
 
 def _rows(part: Part) -> Iterable[tuple]:
@@ -61,8 +63,6 @@ def _parquet(path: Path, columns: dict[str, type],
         name: kinds[kind] for name, kind in columns.items()})
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
-            columns_of = [pyarrow.array(values, kind) for values, kind
-                          in zip(part, schema.types, strict=True)]
             arrays = [pyarrow.array(values, kind) for values, kind
                       in zip(part, schema.types, strict=True)]
             writer.write_table(pyarrow.table(arrays, schema=schema))

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..engine.building import build_classifier
 from ..engine.device import autocast, device_name, synchronize
-from ..features import extract, remove
+from ..features import Extraction, remove
 from ..features.images import (
     BadImages,
     Rows,
@@ -120,10 +120,11 @@ def rank_one(name: str, folder: Path, base: Config,
     start = time.perf_counter()
     cfg = config_of(name, base, options)
     model = build_classifier(cfg)
-    stores = {
-        split: extract(model, cfg, split, folder / 'features' / split,
-                       amp=options.amp, force=True, skip_bad=options.skip_bad)
-        for split in SPLITS}
+    extraction = Extraction(
+        model, cfg, engine=options.engine, amp=options.amp, force=True,
+        skip_bad=options.skip_bad)
+    stores = {split: extraction(split, folder / 'features' / split)
+              for split in SPLITS}
     result = probe(
         model, cfg, stores['train'], stores['val'], epochs=options.epochs,
         metainfo=stores['train'].description['metainfo'],

@@ -34,6 +34,8 @@ class RankingOptions:
         epochs: Of each probe.
         lr: Learning rates; None for that of the config.
         weight_decay: Weight decays, likewise.
+        engine: What runs the networks over the images, one of
+            :data:`~gap_plugin.features.ENGINES`.
         amp: Whether the pass runs under autocast.
         skip_bad: Whether unreadable images are left out.
         timing_batch: Images a batch when images/s are measured.
@@ -53,6 +55,7 @@ class RankingOptions:
     epochs: int = 50
     lr: list[float] | None = None
     weight_decay: list[float] | None = None
+    engine: str = 'auto'
     amp: bool = False
     skip_bad: bool = False
     timing_batch: int = 32

@@ -71,7 +71,7 @@ class Folded:
                 'TimmFeatureBackbone).')
         weight, bias = self.weight, self.bias
         if classes is not None:
-            classes = _checked(classes, len(weight), len(found))
+            classes = check_classes(classes, len(weight), len(found))
             classes = classes.to(weight.device)
             weight, bias = weight[classes], bias[classes]
         with torch.autocast(found.device.type, enabled=False):
@@ -211,7 +211,7 @@ def _last(features: Any) -> torch.Tensor:
     return features[-1] if isinstance(features, (tuple, list)) else features
 
 
-def _checked(classes: Any, count: int, images: int) -> torch.Tensor:
+def check_classes(classes: Any, count: int, images: int) -> torch.Tensor:
     """Numbers of classes as a tensor, each of which there is."""
     found = torch.as_tensor(classes)
     whole = not (found.is_floating_point() or found.is_complex()

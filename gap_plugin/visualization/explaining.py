@@ -14,7 +14,7 @@ from torch import nn
 from ..engine.chance import seeded
 from ..messages import shorten
 from .chain import classifier_of
-from .class_activation import fold
+from .class_activation import check_classes, fold
 from .location import Location, locate
 
 #: What transformers have, whose positions have all seen each other.
@@ -89,7 +89,9 @@ class Explainer:
         self.names = ([_in_a_line(name) for name in names]
                       if names is not None else
                       [f'class {i}' for i in range(count)])
-        self.classes = None if classes is None else list(classes)
+        if classes is not None:
+            classes = check_classes(list(dict.fromkeys(classes)), count, 1)
+        self.classes = None if classes is None else classes.tolist()
         self.topk = topk
         self.note = self.folded.note
         network = self.model.backbone

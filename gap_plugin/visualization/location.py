@@ -46,7 +46,7 @@ class Location:
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the input in the image."""
         corners = self.corners()
-        return (*corners.min(0), *corners.max(0))
+        return (*corners.min(0).tolist(), *corners.max(0).tolist())
 
 
 def locate(transform: Callable[[np.ndarray], np.ndarray],
@@ -94,6 +94,9 @@ def locate(transform: Callable[[np.ndarray], np.ndarray],
 
     theirs = sides * np.stack([shares(0, 1), shares(1, 1)], 1)
     matrix = _fit(ours, theirs)
+    seen = np.linalg.svd(matrix[:, :2], compute_uv=False)[-1]
+    if seen * min(black.shape) < .5:
+        raise _refusal('less than a pixel of the image is left')
     for axis in (0, 1):
         kept, places = np.ones(len(ours), bool), theirs[:, axis]
         step = np.abs(matrix[axis, :2]).sum()  # from pixel to pixel

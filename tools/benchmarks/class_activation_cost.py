@@ -5,6 +5,7 @@ inputs, classes)`` does; paired in one run.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 
 import torch
@@ -47,12 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--rounds', type=int, default=25)
+    parser.add_argument('--cpu-time', action='store_true', help='count CPU '
+                        'time, on a machine that others use')
     parser.add_argument('--out', help='JSON file for the raw figures')
     args = parser.parse_args()
     rows = []
     for name, classes, shown in CASES:
         row = paired.paired_ratio(
-            *make_sides(name, classes, shown, args.batch), args.rounds)
+            *make_sides(name, classes, shown, args.batch), args.rounds,
+            clock=time.process_time if args.cpu_time else time.perf_counter)
         rows.append(dict(network=name, classes=classes, maps=shown,
                          batch=args.batch, **row))
         print(f'{name:24}{classes:6}{shown:6}{row["ratio"]:8.3f}'

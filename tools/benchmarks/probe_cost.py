@@ -4,12 +4,17 @@ The digits that scikit-learn ships, in memory; or, with ``--images N``, N files
 of 500 x 400 pixels, cut out of the photographs that scikit-image ships.
 
 Whole processes in turn: ``linear_probe.py`` (extraction, training, validation
-after every epoch, the final checkpoint) and ``test.py`` on the same images;
-and, once, two epochs of frozen training (``lr_mult=0``) by MMPretrain's own
-tool, extrapolated to as many epochs.
+after every epoch, the final checkpoint) and ``test.py`` on the same images, by
+eager torch in torch's own layout. For digits, once, two epochs of frozen
+training (``lr_mult=0``) by MMPretrain's own tool, extrapolated to as many
+epochs; for files, where the time of a first probe goes, and a bare loop over
+the same files: Pillow, timm's transform, a DataLoader of as many workers, the
+same engine, and no store.
 """
 
 import argparse
+import inspect
+import json
 import os
 import re
 import shutil
@@ -18,30 +23,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import mmpretrain
+from typing import NamedTuple
 
 import paired
 
 TOOLS = Path(__file__).parents[1]
-STOCK = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
 
 
-def run(script: Path, *args: object) -> tuple[float, str]:
-    """Seconds and output of a whole process."""
-    start = time.perf_counter()
+class Run(NamedTuple):
+    """A whole process: seconds, those of all cores, and what it printed."""
+
+    seconds: float
+    cpu_s: float
+    text: str
+
+
+def run(script: Path, *args: object) -> Run:
+    """Run a whole process."""
+    start, before = time.perf_counter(), os.times()
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', str(script), *map(str, args)],
         capture_output=True, text=True, check=False, cwd=TOOLS.parent,
         env={**os.environ, 'HF_HUB_OFFLINE': '1'})
     if done.returncode:
         raise ValueError(f'{script.name} failed: {done.stderr[-500:]}')
-    return time.perf_counter() - start, done.stdout + done.stderr
+    spent = os.times()
+    return Run(time.perf_counter() - start,
+               spent.children_user - before.children_user
+               + spent.children_system - before.children_system,
+               done.stdout + done.stderr)
 
 
-def photographs(folder: Path, count: int, weights: str) -> Path:
-    """A config for files of images, and ``all.txt``, all of them."""
+def photographs(folder: Path, count: int) -> None:
+    """Files of images."""
     import numpy as np
     from PIL import Image
     from skimage import data
@@ -51,19 +68,130 @@ def photographs(folder: Path, count: int, weights: str) -> Path:
         name = names[i % len(names)]
         photo = Image.fromarray(getattr(data, name)())
         left, top = (int(rng.integers(0, side // 4)) for side in photo.size)
-        path = folder / 'images' / name / f'{i}.jpg'
+        path = folder / name / f'{i}.jpg'
         path.parent.mkdir(parents=True, exist_ok=True)
         photo.crop((left, top, left + 3 * photo.width // 4,
                     top + 3 * photo.height // 4)).resize((500, 400)).save(
                         path, quality=90)
+
+
+def config_of(network: str, folder: Path, weights: str | None) -> Path:
+    """A config for the files, and ``all.txt``, all of them."""
     config = folder / 'config.py'
-    run(TOOLS / 'make_config.py', 'tf_efficientnet_lite0', '--data-root',
-        folder / 'images', '--checkpoint', weights, '--recipe', 'linear',
+    run(TOOLS / 'make_config.py', network, '--data-root', folder / 'images',
+        *(['--checkpoint', weights] if weights else []), '--recipe', 'linear',
         '--workers', 2, '--out', config)
     (folder / 'all.txt').write_text(''.join(
         (folder / f'config_{split}.txt').read_text(encoding='utf-8')
         for split in ('train', 'val')), encoding='utf-8')
     return config
+
+
+def timed(where: object, name: str, seconds: Counter, key: str) -> None:
+    """Count what a function of a module or class takes."""
+    work = getattr(where, name)
+
+    def counted(*args: object, **kwargs: object) -> object:
+        start = time.perf_counter()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            seconds[key] += time.perf_counter() - start
+    setattr(where, name, counted)
+
+
+def split_up(args: list[str]) -> None:
+    """A probe that tells where its time goes."""
+    start = time.perf_counter()
+    from torch.utils.data import dataloader
+
+    import gap_plugin.cli.probe as command
+    from gap_plugin.features import FixedPart, engines, extraction
+    seconds = Counter(importing=time.perf_counter() - start)
+    timed(command, 'probe', seconds, 'training')
+    timed(command, 'build_model', seconds, 'building')
+    timed(extraction, 'fastest', seconds, 'starting the engine')
+    timed(engines.Engine, '__call__', seconds, 'network')
+    timed(FixedPart, 'images', seconds, 'preprocessing')
+    timed(extraction.Extraction, '__call__', seconds, 'passes')
+    timed(dataloader._BaseDataLoaderIter, '__next__', seconds,
+          'waiting for decoders')
+    command.main(args)
+    print(json.dumps(dict(seconds, whole=time.perf_counter() - start)))
+
+
+def bare(network: str, folder: Path, batch: int) -> None:
+    """The loop that a person writes by hand."""
+    import timm
+    import torch
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+    from torch.utils.data import DataLoader, Dataset
+
+    from gap_plugin.features import fastest
+    model = timm.create_model(network, num_classes=0).eval()
+    transform = create_transform(**resolve_data_config(model=model))
+
+    class Files(Dataset):
+        def __init__(self) -> None:
+            self.paths = sorted((folder / 'images').rglob('*.jpg'))
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return transform(Image.open(self.paths[i]).convert('RGB'))
+
+    start = time.perf_counter()
+    engine, found = None, []
+    for images in DataLoader(Files(), batch, num_workers=2):
+        if engine is None:
+            engine = fastest(model, images, count=len(Files()))
+        found.append(engine(images))
+    torch.cat(found)
+    print(json.dumps(dict(passes=time.perf_counter() - start,
+                          engine=engine.name)))
+
+
+def last(text: str) -> dict:
+    """The figures that a process of this script has printed."""
+    return json.loads(re.findall(r'^{.*}$', text, re.M)[-1])
+
+
+def pairs(config: object, options: list[str], every: str, folder: Path,
+          args: argparse.Namespace) -> Iterator[dict]:
+    """A probe and a test in turn, whole processes."""
+    for i in range(args.rounds):
+        work = folder / str(i)
+
+        def probe(work: Path = work) -> Run:
+            return run(TOOLS / 'linear_probe.py', config, '--freeze',
+                       '--epochs', args.epochs, '--work-dir', work,
+                       '--cfg-options', *options)
+
+        def test(work: Path = work) -> Run:
+            weights = work / 'linear_probe.pth'
+            if not weights.exists():
+                weights = folder / '0' / 'linear_probe.pth'
+            return run(TOOLS / 'test.py', config, weights,
+                       '--work-dir', work, '--cfg-options', *options, every)
+
+        order: tuple[Callable, ...] = (
+            (probe, test) if i % 2 == 0 else (test, probe))
+        found = {f.__name__: f() for f in order}
+        top1 = re.findall(r'^accuracy/top1 ([\d.]+)$',
+                          found['probe'].text, re.M)[-1]
+        row = dict(probe_s=found['probe'].seconds,
+                   test_s=found['test'].seconds,
+                   ratio=found['probe'].seconds / found['test'].seconds,
+                   probe_cpu_s=found['probe'].cpu_s,
+                   test_cpu_s=found['test'].cpu_s, top1=float(top1))
+        if args.again:  # the features are there: what the epochs alone cost
+            row['again_s'] = probe().seconds
+        print(row, flush=True)
+        yield row
+        if i:
+            shutil.rmtree(work)
 
 
 def main() -> None:
@@ -75,9 +203,14 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--again', action='store_true',
+                        help='a further probe as well')
     parser.add_argument('--images', type=int, metavar='N',
                         help='files in place of the digits')
-    parser.add_argument('--weights', help='of tf_efficientnet_lite0')
+    parser.add_argument('--network', default='tf_efficientnet_lite0',
+                        help='for files')
+    parser.add_argument('--weights', help='of the network; random for files '
+                        'if there are none')
     parser.add_argument('--out', help='JSON file for the raw figures')
     args = parser.parse_args()
     options = [
@@ -85,60 +218,63 @@ def main() -> None:
         *(f'{s}_dataloader.batch_size={args.batch}'
           for s in ('train', 'val', 'test'))
     ]
-    rows = []
+    from gap_plugin.models import TimmFeatureBackbone
+    if 'channels_last' in inspect.signature(TimmFeatureBackbone).parameters:
+        options.append('model.backbone.channels_last=False')
+    rows: list[dict] = []
+
+    def keep(row: dict) -> None:
+        rows.append(dict(row, network=args.network, images=args.images))
+        if args.out:  # minutes each: what there is is kept
+            paired.write(args.out, rows)
+
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        config, every = args.config, 'test_dataloader.dataset.split=all'
         if args.images:
-            config = photographs(folder, args.images, args.weights)
-            every = f'test_dataloader.dataset.ann_file={folder / "all.txt"}'
-        for i in range(args.rounds):
-            work = folder / str(i)
-
-            def probe(work: Path = work) -> tuple[float, str]:
-                return run(TOOLS / 'linear_probe.py', config, '--freeze',
-                           '--epochs', args.epochs, '--work-dir', work,
-                           '--cfg-options', *options)
-
-            def test(work: Path = work) -> tuple[float, str]:
-                weights = work / 'linear_probe.pth'
-                if not weights.exists():
-                    weights = folder / '0' / 'linear_probe.pth'
-                return run(TOOLS / 'test.py', config, weights,
-                           '--work-dir', work, '--cfg-options', *options,
-                           every)
-
-            order = (probe, test) if i % 2 == 0 else (test, probe)
-            found = {f.__name__: f() for f in order}
-            top1 = re.findall(r'^accuracy/top1 ([\d.]+)$',
-                              found['probe'][1], re.M)[-1]
-            row = dict(probe_s=found['probe'][0], test_s=found['test'][0],
-                       ratio=found['probe'][0] / found['test'][0],
-                       top1=float(top1))
-            # the features are there: what the epochs alone cost
-            row['again_s'] = probe()[0]
-            print(row, flush=True)
-            rows.append(row)
-            if args.out:  # minutes each: what there is is kept
-                paired.write(args.out, rows)
-            if i:
-                shutil.rmtree(work)
-        if args.images:
-            print('median ratio',
-                  statistics.median(r['ratio'] for r in rows))
-            return
-        seconds, text = run(
-            STOCK / 'train.py', args.config, '--work-dir', folder / 'f',
-            '--cfg-options', *options, 'train_cfg.max_epochs=2',
-            'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0')
-    median = statistics.median(row['probe_s'] for row in rows)
-    frozen = dict(two_epochs_s=seconds,
-                  times_faster=seconds / 2 * args.epochs / median)
-    print('median ratio', statistics.median(r['ratio'] for r in rows))
-    print(frozen)
-    if args.out:
-        paired.write(args.out, [*rows, frozen])
+            photographs(folder / 'images', args.images)
+            config = config_of(args.network, folder, args.weights)
+            if not args.weights:
+                options.append('model.backbone.pretrained=False')
+            for row in pairs(config, options, 'test_dataloader.dataset.'
+                             f'ann_file={folder / "all.txt"}', folder, args):
+                keep(row)
+            for _ in range(args.rounds):
+                parts = last(run(
+                    Path(__file__), 'split_up', config, '--freeze', '--epochs',
+                    args.epochs, '--work-dir', folder / 'parts', '--force',
+                    '--cfg-options', *options).text)
+                loop = last(run(Path(__file__), 'bare', args.network, folder,
+                                args.batch).text)
+                row = dict(parts=parts, bare=loop,
+                           ratio_to_bare=parts['passes'] / loop['passes'])
+                print(row, flush=True)
+                keep(row)
+        else:
+            import mmpretrain
+            for row in pairs(args.config, options,
+                             'test_dataloader.dataset.split=all', folder,
+                             args):
+                keep(row)
+            seconds = run(
+                Path(mmpretrain.__file__).parent / '.mim' / 'tools'
+                / 'train.py', args.config, '--work-dir', folder / 'f',
+                '--cfg-options', *options, 'train_cfg.max_epochs=2',
+                'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0'
+            ).seconds
+            median = statistics.median(row['probe_s'] for row in rows)
+            keep(dict(two_epochs_s=seconds,
+                      times_faster=seconds / 2 * args.epochs / median))
+            print(rows[-1])
+    for key in ('ratio', 'ratio_to_bare'):
+        found = [row[key] for row in rows if key in row]
+        if found:
+            print('median', key, statistics.median(found))
 
 
 if __name__ == '__main__':
-    main()
+    if sys.argv[1:2] == ['split_up']:
+        split_up(sys.argv[2:])
+    elif sys.argv[1:2] == ['bare']:
+        bare(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()

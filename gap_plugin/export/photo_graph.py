@@ -1,26 +1,24 @@
 """A test pipeline as nodes of an ONNX graph: a photo to a network's input.
 
-Pillow's resizing is reached by one antialiased ``Resize`` of bytes whose
-``exclude_outside`` leaves out what lies beyond the edge, as Pillow does:
-onnxruntime then rounds between the two directions, to bytes, in Pillow's
-order. Without antialiasing pixels are off by up to 170 of 255; of floats, in
-one pass, by 9. Crops begin where Python's ``round`` puts them, which takes
-halves to the even number, as ONNX's ``Round`` does.
+Pillow's resizing is reached by two antialiased ``Resize`` of bytes, one a
+direction, in Pillow's order, whose ``exclude_outside`` leaves out what lies
+beyond the edge, as Pillow does. Without antialiasing pixels are off by up to
+170 of 255; of floats, in one pass, by 9. Crops begin where Python's ``round``
+puts them, which takes halves to the even number, as ONNX's ``Round`` does.
 """
 
-from collections.abc import Iterator
-from functools import partial
+import copy
+from functools import cache, partial
 from typing import Any
 
-import mmengine.dataset
 import numpy as np
-import torch
-from mmcv.transforms import CenterCrop, Compose, Resize
-from mmpretrain.datasets.transforms import PackInputs, ResizeEdge
-from mmpretrain.models import ClsDataPreprocessor
+from mmcv.transforms import CenterCrop, Resize
+from mmpretrain.datasets.transforms import ResizeEdge
+from PIL import Image
 from torch import nn
 
-from ..datasets import CenterPad, LoadTimmImage, TimmTestTransform
+from ..datasets import CenterPad
+from .pipeline import statistics, takes_rgb
 
 _RESIZE = dict(
     bicubic=dict(mode='cubic', cubic_coeff_a=-0.5, antialias=1),
@@ -28,102 +26,20 @@ _RESIZE = dict(
     nearest=dict(mode='nearest', nearest_mode='round_prefer_ceil'))
 
 
-def pipeline_of(dataset: Any) -> Any:
-    """The pipeline of a dataset, in a wrapper or not; None for none."""
-    while not hasattr(dataset, 'pipeline'):
-        inner = getattr(dataset, 'datasets', None) or [
-            getattr(dataset, 'dataset', None)]
-        if inner[0] is None:
-            return None
-        dataset = inner[0]
-    return dataset.pipeline
+@cache
+def vertical_first() -> bool:
+    """Whether the Pillow that is installed may resize columns first.
 
-
-def split_pipeline(pipeline: Any) -> tuple[list[Any], list[Any], Any]:
-    """What of a test pipeline loads, what changes the image, what packs.
-
-    Args:
-        pipeline: Built, and bound to its network.
-
-    Raises:
-        ValueError: If it is not timm's: with the transform that is not.
+    Old ones resize rows first, always. Those of 2026 (13.0) begin with the
+    columns where that leaves out more: of an image ``H x W`` that becomes
+    ``h x w``, with ``H - h > 0`` and ``H - h > 2 (W - w)``. Their order shows,
+    for the numbers between are rounded to bytes.
     """
-    steps = list(_flat(pipeline))
-    loading = steps[:1] if steps and isinstance(
-        steps[0], LoadTimmImage) else []
-    *images, pack = steps[len(loading):] or [None]
-    for step in images:
-        why = _unlike_timm(step)
-        if why:
-            raise _refused(why)
-    if type(pack) is not PackInputs:
-        raise _refused(f'it ends in {type(pack).__name__}')
-    return loading, images, pack
-
-
-def _flat(pipeline: Any) -> Iterator[Any]:
-    for step in getattr(pipeline, 'transforms', ()):
-        if isinstance(step, TimmTestTransform):
-            step = step.steps()
-        if type(step) in (Compose, mmengine.dataset.Compose):
-            yield from _flat(step)
-        else:
-            yield step
-
-
-def _unlike_timm(step: Any) -> str | None:
-    """Why a transform is none of timm's for testing, if it is not."""
-    name = type(step).__name__
-    if type(step) is CenterPad:
-        return None
-    if type(step) is CenterCrop:
-        return f'{name} has auto_pad' if step.auto_pad else None
-    if type(step) not in (Resize, ResizeEdge):
-        return f'it has {name}'
-    if step.backend != 'pillow':
-        return f'{name} resizes by {step.backend}'
-    if step.interpolation not in _RESIZE:
-        return f'ONNX has no interpolation={step.interpolation!r}'
-    if type(step) is ResizeEdge:
-        return None if step.edge in ('short', 'long') else (
-            f'{name} has edge={step.edge!r}')
-    return None if step.scale else f'{name} has a scale_factor'
-
-
-def _refused(why: str) -> ValueError:
-    return ValueError(
-        f"the test pipeline is not timm's ({why}): only LoadTimmImage, "
-        'TimmTestTransform and PackInputs, or what timm_test_pipeline gives, '
-        'can be in the file; with preprocessing=False it takes images that '
-        'are preprocessed.')
-
-
-def check_preprocessor(preprocessor: nn.Module) -> None:
-    """Refuse a data preprocessor that does more than normalise.
-
-    Raises:
-        ValueError: With what it does.
-    """
-    if not isinstance(preprocessor, ClsDataPreprocessor):
-        raise _refused(f'images are batched by '
-                       f'{type(preprocessor).__name__}')
-    if preprocessor.pad_size_divisor > 1:
-        raise _refused(f'pad_size_divisor of {type(preprocessor).__name__} '
-                       f'is {preprocessor.pad_size_divisor}')
-
-
-def statistics(preprocessor: nn.Module, channels: int
-               ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel of the network, 0 to 255."""
-    return tuple(
-        np.broadcast_to(getattr(preprocessor, key, torch.tensor(value))
-                        .cpu().float().numpy().ravel(), channels)
-        for key, value in (('mean', 0.), ('std', 1.)))
-
-
-def takes_rgb(preprocessor: nn.Module) -> bool:
-    """Whether the network gets R, G, B: images are loaded as B, G, R."""
-    return bool(getattr(preprocessor, 'to_rgb', False))
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    image = Image.fromarray(noise)
+    columns = image.resize((32, 9), Image.Resampling.BICUBIC)
+    return (image.resize((40, 9), Image.Resampling.BICUBIC).tobytes()
+            == columns.resize((40, 9), Image.Resampling.BICUBIC).tobytes())
 
 
 class PhotoGraph:
@@ -179,6 +95,26 @@ class PhotoGraph:
                          self._integers(axis + 1)) for axis in (2, 3)]
 
     def _resized(self, x: str, height: str, width: str, how: str) -> str:
+        """Resize as Pillow does: one direction, bytes, then the other."""
+        if how != 'nearest':
+            first = self._sides(x)[0], width
+            if vertical_first():
+                first = self._first(x, height, width)
+            x = self._pass(x, *first, how)
+        return self._pass(x, height, width, how)
+
+    def _first(self, x: str, height: str, width: str) -> list[str]:
+        """The size after the first direction, of a Pillow that chooses."""
+        sides = self._sides(x)
+        rows, columns = (self._op('Sub', old, new) for old, new in zip(
+            sides, (height, width), strict=True))
+        vertical = self._op(
+            'And', self._op('Greater', rows, self._integers(0)),
+            self._op('Greater', rows, self._op('Add', columns, columns)))
+        return [self._op('Where', vertical, height, sides[0]),
+                self._op('Where', vertical, sides[1], width)]
+
+    def _pass(self, x: str, height: str, width: str, how: str) -> str:
         begin = self._op('Slice', self._op('Shape', x), self._integers(0),
                          self._integers(2))
         sizes = self._op('Concat', begin, height, width, axis=0)
@@ -243,3 +179,35 @@ class PhotoGraph:
         begin = self._op('Concat', *begins, axis=0)
         end = self._op('Add', begin, self._integers(height, width))
         return self._op('Slice', x, begin, end, self._integers(2, 3))
+
+
+def prepend(network: Any, photos: PhotoGraph) -> Any:
+    """Put the preprocessing ahead of a network.
+
+    Args:
+        network: An ONNX model of one input, ``pixels``; changed in place.
+        photos: The preprocessing.
+
+    Returns:
+        The preprocessing alone, as an ONNX model.
+    """
+    from onnx import ModelProto, TensorProto, checker, helper
+
+    shape = list(network.graph.input[0].type.tensor_type.shape.dim)
+    channels = shape[1].dim_value
+    images = helper.make_tensor_value_info(
+        'images', TensorProto.UINT8, ['batch', 'height', 'width', channels])
+    named = helper.make_node('Identity', [photos.output], ['pixels'],
+                             'photo/pixels')
+    alone = ModelProto(ir_version=network.ir_version,
+                       opset_import=network.opset_import)
+    alone.graph.CopyFrom(helper.make_graph(
+        [*photos.nodes, named], 'photo', [images],
+        [copy.deepcopy(network.graph.input[0])]))
+    nodes = [*photos.nodes, named, *network.graph.node]
+    del network.graph.input[:], network.graph.node[:]
+    network.graph.input.append(images)
+    network.graph.node.extend(nodes)
+    for model in (alone, network):
+        checker.check_model(model)
+    return alone
