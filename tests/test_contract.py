@@ -104,7 +104,7 @@ FLAGS = {
     'linear_probe.py': f'{STORES} --epochs --lr --weight-decay --test --knn '
                        '--shots --freeze --no-validate --resume',
     'report.py': f'{SHARED} --out --suspects --split --features --skip-bad '
-                 '--force',
+                 '--force --engine',
     'rank_backbones.py': (
         '--models --data-root --config --no-pretrained --weights --out '
         '--epochs --lr --weight-decay --engine --amp --skip-bad '

@@ -32,7 +32,7 @@ from .building import (
     one_run,
 )
 from .command import command
-from .flags import parser, run_flags
+from .flags import engine_flag, parser, run_flags
 
 
 def flags() -> argparse.ArgumentParser:
@@ -56,6 +56,7 @@ def flags() -> argparse.ArgumentParser:
     found.add_argument('--force', action='store_true',
                        help='write over files that exist, and replace a '
                        'store that something else has made')
+    engine_flag(found)
     run_flags(found)
     return found
 
@@ -163,8 +164,7 @@ def run(args: argparse.Namespace) -> None:
         console.header(dict(checkpoint=console.short(args.checkpoint)
                             + (f', {why}' if why else '')))
         stores = extract_splits(model, cfg, argparse.Namespace(
-            **{**vars(args), 'out': str(folder), 'views': 0,
-               'engine': 'auto'}), splits)
+            **{**vars(args), 'out': str(folder), 'views': 0}), splits)
         for split, side in splits.items():
             side.open(stores[split])
         logs = _log_folder(args)
