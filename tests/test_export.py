@@ -38,7 +38,7 @@ from gap_plugin.export.scores import Scores
 from gap_plugin.features.images import build_dataset
 from gap_plugin.timm_network import DataSettings
 from gap_plugin.visualization import class_activation_map
-from networks import full, images
+from networks import ABSENT, TINY, full, images
 
 PHOTOS = {
     'astronaut': skimage.data.astronaut(),
@@ -341,7 +341,7 @@ STOCK = dict(
 
 @pytest.mark.parametrize('config', [
     runs.model(with_cp=True, channels_last=True, frozen_stages='all'),
-    runs.model(in_channels=5), runs.model('test_vit', with_cp=True),
+    runs.model(in_channels=5), full(runs.model('test_vit', with_cp=True)),
     full(STOCK)], ids=['resnet', 'bands', 'vit', 'stock'])
 def test_models_of_all_kinds_go_in(config, tmp_path):
     """Whatever the config says of training, and of channels."""
@@ -466,17 +466,20 @@ def test_the_attention_of_the_users_model_stays_as_it_is(tmp_path):
     assert block.fused_attn is fused is bool(timm.layers.use_fused_attn())
 
 
-#: The quickest to export, of different layouts.
-QUICK = ('test_resnet', 'test_vit')
+#: The quickest to export of other modules.
+QUICK = ('test_byobnet', 'test_vit_relpos', 'cs3darknet_focus_s',
+         'cspnext_tiny', 'dla46x_c', 'cpubone_nano', 'deit_tiny_patch16_224',
+         'lcnet_035', 'ghostnet_050', 'regnetx_002', 'repghostnet_050',
+         'efficientvit_b0', 'edgenext_xx_small', 'starnet_s050', 'shvit_s1',
+         'swin_tiny_patch4_window7_224')
 
 
 @pytest.mark.parametrize('name', [
-    *QUICK, *(full(name) for name in ('swin_tiny_patch4_window7_224', ))])
+    *TINY, *(full(name) for name in QUICK if name not in ABSENT)])
 def test_a_network_gives_the_same_by_onnxruntime(name, tmp_path):
     """tools/benchmarks/export_coverage.py does it for every module."""
     torch.manual_seed(0)
-    model = spoilt(MODELS.build(dict(
-        runs.model(name, img_size=None))))
+    model = spoilt(MODELS.build(runs.model(name, img_size=None)))
     module = Scores(model, cam=True).eval()
     x = images(name, 3)
     write_onnx(module, (x[:2], ), tmp_path / 'a.onnx',
