@@ -201,9 +201,10 @@ def figures(name: str, data: str, split: int, args: argparse.Namespace,
 def table(rows: list[dict]) -> list[dict]:
     """Means over the splits, with their standard errors."""
     found = []
-    for (name, data), few in itertools.groupby(
-            rows, lambda row: (row['network'], row['data'])):
-        few = list(few)
+    for name, data in dict.fromkeys((row['network'], row['data'])
+                                    for row in rows):
+        few = [row for row in rows
+               if (row['network'], row['data']) == (name, data)]
         keys = [*DEFAULTS, 'grid', 'logistic', 'dinov2']
         mean = {key: float(np.mean([row[key] for row in few]))
                 for key in keys}
@@ -256,8 +257,9 @@ def main() -> None:
     parser.add_argument('--out', help='JSON file for the raw figures')
     args = parser.parse_args()
     logging.disable(logging.INFO)
-    rows = [figures(name, data, split, args, True) for name in args.networks
-            for data in DATA for split in range(args.splits)]
+    rows = [figures(name, data, split, args, True)
+            for split in range(args.splits)  # some of all come first
+            for name in args.networks for data in DATA]
     means = table(rows)
     ranked = []
     if args.rank:
