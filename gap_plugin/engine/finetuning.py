@@ -44,9 +44,11 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
             - ``head_lr_mult``: over 0, 1 by default.
             - ``layer_decay_rate``: over 0, 1 at most. ``'auto'``: 0.75 for
-              transformers, 1 (the default) for others.
+              transformers that tell the depth of their layers, 1 (the
+              default) for others.
             - ``flat_decay_mult`` reaches what timm lets no decay reach, too,
-              such as position embeddings (``no_weight_decay``).
+              such as position embeddings (``no_weight_decay``); what
+              ``custom_keys`` name goes by these.
 
     Raises:
         ValueError: If a setting has another name or is out of its range.
@@ -99,17 +101,28 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group['lr'] = group.get('lr', self.base_lr) * self._ahead
         decay = self._decay
         if decay == 'auto':
-            decay = LAYER_DECAY if is_transformer(backbone) else 1.
-        spared = _without_decay(backbone)
+            decay = LAYER_DECAY if is_transformer(backbone) and hasattr(
+                backbone, 'get_layer_depth') else 1.
+        flat, spared = self.paramwise_cfg.get('flat_decay_mult'), set()
+        if flat is not None and self.base_wd is not None:
+            spared = {name for name in _without_decay(backbone) if not any(
+                key in f'backbone.{name}' for key in
+                self.paramwise_cfg.get('custom_keys', ()))}
         for group in inside:
             name = names[id(group['params'][0])]
             group.setdefault('lr', self.base_lr)
             if decay != 1:
-                depth, count = backbone.get_layer_depth(name)
-                group['lr'] *= decay ** (count - 2 - depth)
-            if name in spared and self.base_wd is not None:
-                group['weight_decay'] = self.base_wd * self.paramwise_cfg.get(
-                    'flat_decay_mult', 1.)
+                try:
+                    depth, count = backbone.get_layer_depth(name)
+                except (AttributeError, NotImplementedError):
+                    raise ValueError(
+                        f'{type(backbone).__name__} tells no depth of its '
+                        "layers: use layer_decay_rate='auto', or leave it "
+                        'out.') from None
+                # the host counts a last norm to the head
+                group['lr'] *= decay ** max(count - 2 - depth, 0)
+            if name in spared:
+                group['weight_decay'] = self.base_wd * flat
         rates = [[group['lr'] for group in groups] or [0.]
                  for groups in (inside, outside)]
         print_log(f'rates: {min(rates[0]):.3g} to {max(rates[0]):.3g} in the '
