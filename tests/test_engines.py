@@ -95,6 +95,15 @@ def test_auto_is_the_fastest_that_pays(count, seconds, amp, device, wanted,
         'channels_last' if wanted == 'onnxruntime' else wanted)
 
 
+def test_images_of_another_size_are_run_all_the_same():
+    module = Small()
+    run = fastest(module, images(2), engine='onnxruntime')
+    larger = torch.nn.functional.pad(images(1), (0, 5))
+    with pytest.warns(UserWarning, match='another size.*eager torch'):
+        found = run(larger)
+    assert torch.equal(found, fastest(module, larger, engine='torch')(larger))
+
+
 class Wrong(Small):
     """One that is something else in another memory layout, or exported."""
 

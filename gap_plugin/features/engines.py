@@ -181,8 +181,13 @@ def _onnxruntime(module: nn.Module, images: Tensor, amp: bool) -> Engine:
         session = open_onnx(path, torch.get_num_threads())
     import onnxruntime
     (given, ), (taken, ) = session.get_inputs(), session.get_outputs()
+    size = images.shape[1:]
 
     def run(images: Tensor) -> Tensor:
+        if images.shape[1:] != size:
+            warnings.warn('images of another size than the first ones: eager '
+                          'torch runs them.', stacklevel=2)
+            return module(images)
         (found, ) = session.run(
             [taken.name], {given.name: images.float().cpu().numpy()})
         return torch.from_numpy(found)
