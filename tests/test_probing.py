@@ -364,6 +364,11 @@ VARIANTS = {
     'another head': ({'model.head': dict(
         type='ArcFaceClsHead', num_classes=3, in_channels=16)}, False),
 }
+if 'decoupled_weight_decay' in torch.optim.Adam(
+        [torch.zeros(())]).defaults:  # torch 2.7
+    VARIANTS['Adam, decoupled'] = {'optim_wrapper.optimizer': dict(
+        type='Adam', lr=1e-3, decoupled_weight_decay=True, weight_decay=10.,
+        _delete_=True)}, True
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

@@ -110,7 +110,8 @@ class _AtOnce(_Each):
                     -1, *[1] * (whole.ndim - 1))
                 for key in ('lr', 'weight_decay'))
             rates.append(rate)
-            if isinstance(self._torch, torch.optim.AdamW):
+            if own.get('decoupled_weight_decay', isinstance(
+                    self._torch, torch.optim.AdamW)):
                 whole.mul_(1 - rate * decay)
             else:
                 whole.grad.add_(decay * whole)
