@@ -114,8 +114,8 @@ def schedule_text(images: int | None, batch: int, epochs: int) -> str:
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={steps}),
 """ if steps else ''
     return f"""param_scheduler = [
-{ahead}    # epochs
-    dict(type='CosineAnnealingLR', end={epochs}, convert_to_iter_based=True),
+{ahead}    # up to the last epoch
+    dict(type='CosineAnnealingLR', convert_to_iter_based=True),
 ]
 train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval=1)
 """

@@ -11,7 +11,6 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         begin=2,
-        end=12,
         convert_to_iter_based=True),
 ]
 

@@ -16,7 +16,6 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         begin=3,
-        end=30,
         convert_to_iter_based=True),
 ]
 

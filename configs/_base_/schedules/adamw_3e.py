@@ -5,7 +5,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))),
     clip_grad=dict(max_norm=5.0))
 param_scheduler = [
-    dict(type='CosineAnnealingLR', end=3, convert_to_iter_based=True)
+    dict(type='CosineAnnealingLR', convert_to_iter_based=True)
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=3, val_interval=1)

@@ -4,7 +4,7 @@ optim_wrapper = dict(
     optimizer=dict(
         type='SGD', lr=0.05 * 32 / 256, momentum=0.9, weight_decay=1e-4),
     paramwise_cfg=dict(custom_keys=dict(predictor=dict(fix_lr=True))))
-param_scheduler = [dict(type='CosineAnnealingLR', end=100)]
+param_scheduler = [dict(type='CosineAnnealingLR')]
 custom_hooks = [
     dict(
         type='SimSiamHook',
