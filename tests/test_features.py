@@ -473,6 +473,17 @@ def test_a_store_of_before_goes_by_what_it_says(tmp_path, monkeypatch):
         stored(tmp_path / 'e', tmp_path / 'val')
 
 
+def test_the_same_config_makes_the_same_network(tmp_path, monkeypatch):
+    """Also where less of it than before is said to make the features."""
+    options = {'model.backbone.channels_last': True}
+    extract(*digits(options), 'val', tmp_path / 'val')
+    as_made(tmp_path / 'val', lambda made: made.update(network='0'))
+    no_pass(monkeypatch)
+    assert len(extract(*digits(options), 'val', tmp_path / 'val')) == 355
+    with pytest.raises(ValueError, match='made otherwise: network 0 against'):
+        extract(*digits(), 'val', tmp_path / 'val')
+
+
 def test_half_of_a_store_is_gone_on_with_in_its_own_batches(tmp_path):
     whole = stored(*folder_and(tmp_path), tmp_path / 'whole')
     writer = StoreWriter(tmp_path / 'val', 8, 192, 'float32', 3)

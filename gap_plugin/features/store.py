@@ -221,6 +221,8 @@ def compare(made: dict, now: dict) -> tuple[str, str]:
         told.add('versions')
     left_out = {former for former, field in _FORMER.items() if field in made}
     left_out |= {'root', *_FORMER.values()} - set(made)
+    if 'backbone' in made and made['backbone'] == now.get('backbone'):
+        left_out.add('network')  # which is a part of it
     sides = [{key: value for key, value in side.items()
               if key not in left_out} for side in (made, now)]
     others, few = ([{key: value for key, value in side.items()
