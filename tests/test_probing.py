@@ -334,6 +334,17 @@ def small_stores(folder):
             for split in ('train', 'val')]
 
 
+@MODELS.register_module()
+class _Learns(torch.nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, scores, labels, **_):
+        return torch.nn.functional.cross_entropy(self.scale * scores, labels)
+
+
 VARIANTS = {
     'BN and linear': ({}, True),
     'linear alone': ({'model.neck': [dict(type='GAPNeck')]}, True),
@@ -363,6 +374,7 @@ VARIANTS = {
         paramwise_cfg=dict(layer_decay_rate=.5))}, True),
     'another head': ({'model.head': dict(
         type='ArcFaceClsHead', num_classes=3, in_channels=16)}, False),
+    'a loss that learns': ({'model.head.loss': dict(type='_Learns')}, False),
 }
 if 'decoupled_weight_decay' in torch.optim.Adam(
         [torch.zeros(())]).defaults:  # torch 2.7

@@ -208,5 +208,6 @@ def _is_linear(model: nn.Module) -> bool:
             and type(model.head) in _LINEAR
             and not getattr(model.head, 'cal_acc', False)
             and not (dropout is not None and dropout.p)
+            and not list(model.head.loss_module.parameters())
             and (not necks or norm is not None and len(necks) == 1
                  and norm[1].bn.momentum is not None))
