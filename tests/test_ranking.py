@@ -13,13 +13,14 @@ import warnings
 import psutil
 import pytest
 import timm
+from mmengine.config import Config
 from PIL import Image
 from safetensors.torch import save_file
 
 from commands import DIGITS, OURS, ROOT, python
 from folders import images
 from gap_plugin.ranking import chosen_models, measure, plot
-from gap_plugin.ranking.measure import check_data
+from gap_plugin.ranking.measure import check_data, measured_by
 from gap_plugin.ranking.options import RankingOptions, base_config
 
 TOOL = OURS / 'rank_backbones.py'
@@ -211,6 +212,14 @@ def test_images_replaced_under_their_names_are_other_data(tmp_path):
     path = tmp_path / 'd' / 'a' / '970.png'
     shutil.copy(path.with_name('971.png'), path)
     assert check_data(base) != before
+
+
+def test_a_named_engine_measures_anew(tmp_path):
+    base = Config()
+    auto, exact = (measured_by('test_vit', base, '', RankingOptions(
+        tmp_path, engine=engine)) for engine in ('auto', 'torch'))
+    assert exact != auto
+    assert 'engine' not in auto  # as of rankings ahead of the choice
 
 
 def test_a_metric_of_which_less_is_better_ranks_nothing(tmp_path):

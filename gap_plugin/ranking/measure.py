@@ -81,6 +81,7 @@ def measured_by(name: str, base: Config, data: str,
         config=base.pretty_text, data=data, weights=weights,
         device=device_name(),
         versions=dict(versions(), gap_plugin=__version__),
+        **({} if options.engine == 'auto' else dict(engine=options.engine)),
         **{key: str(getattr(options, key)) for key in
            ('epochs', 'lr', 'weight_decay', 'amp', 'timing_batch')})
 
