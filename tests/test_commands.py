@@ -106,6 +106,11 @@ def test_arguments_become_flags_and_names_stay_as_they_are():
         '--val-share')
     assert text == ("--data-root 'my/data_root' and --force, '/a/out=3' "
                     'or --val-share')
+    parser = flags.parser('about')
+    parser.add_argument('--no-preprocessing', dest='preprocessing',
+                        action='store_false')
+    assert one_line(ValueError('with preprocessing=False it'), parser) == (
+        'with --no-preprocessing it')
 
 
 def images(root, count):

@@ -549,6 +549,10 @@ def test_mistakes_are_told_in_one_line(trained, tmp_path, monkeypatch):
     assert 'name one that training has written' in told(new, at=other)
     torch.save(dict(state_dict=classify().state_dict(), meta={}), other)
     assert 'error: ' in told(new, at=other)
+    half = {name: value for name, value in model.state_dict().items()
+            if not name.startswith('head')}
+    torch.save(dict(state_dict=half, meta={}), other)
+    assert "weights missing: 'head.fc.weight'" in told(new, at=other)
     assert 'was trained on other classes' in told(new, names=[
         *'0123456789'])
     assert 'compared with the model on images' in told(
