@@ -92,6 +92,13 @@ def test_a_ranking_refuses_such_an_option_too(tmp_path):
     assert "did you mean 'model'?" in last_line(text)
 
 
+def test_a_file_that_is_no_config_is_named(tmp_path):
+    file = tmp_path / 'list.txt'
+    file.write_text('a.png 0')
+    text = main('train', file, '--work-dir', tmp_path, ok=False)
+    assert f"config '{file}' must end in .py, .json" in last_line(text)
+
+
 def error_of(error, *added):
     parser = flags.parser('about')
     for flag in added:

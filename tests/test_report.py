@@ -547,9 +547,11 @@ def test_files_are_not_written_over_or_into_nowhere(page, work_dir,
     assert not out.parent.exists()
     assert 'must end in one of .csv, .json' in error(
         work_dir, '--suspects', tmp_path / 'a.xls')
-    same = tmp_path / 'same.csv'
-    assert 'name one file' in error(work_dir, '--out', same, '--suspects',
-                                    same)
+    for file in ('nasty.py', 'best_accuracy_top1_epoch_2.pth'):
+        before = (work_dir / file).read_bytes()
+        assert 'must end in .html' in error(work_dir, '--force', '--out',
+                                            work_dir / file)
+        assert (work_dir / file).read_bytes() == before
     assert 'is a folder' in error(work_dir, '--out', tmp_path)
     assert not list(tmp_path.iterdir())
 

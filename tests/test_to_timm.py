@@ -113,6 +113,7 @@ def test_timm_gives_the_same_logits(kind, tmp_path):
     check_equal(model, tmp_path / 'out')
     assert sorted(p.name for p in tmp_path.rglob('*')) == [
         'config.json', 'model.safetensors', 'out']
+    assert len({p.stat().st_mode for p in (tmp_path / 'out').iterdir()}) == 1
 
 
 REFUSED = {

@@ -75,12 +75,12 @@ def check_files(args: argparse.Namespace, out: Path) -> None:
                              f'of {", ".join(FORMATS)}.')
         check_format(Path(args.suspects))
         files.append(Path(args.suspects))
-    if len({path.resolve() for path in files}) < len(files):
-        raise ValueError('--out and --suspects name one file: give each its '
-                         'own.')
     for path in files:
         if path.is_dir():
             raise ValueError(f'{str(path)!r} is a folder: name a file.')
+        if path is out and path.suffix.lower() not in ('.html', '.htm'):
+            # with --force, a checkpoint or a config would be lost
+            raise ValueError(f'--out {str(path)!r} must end in .html.')
         if path.exists() and not args.force:
             raise ValueError(f'{str(path)!r} is there already: name another '
                              'file, or write over it with --force.')

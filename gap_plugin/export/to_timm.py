@@ -252,6 +252,9 @@ def _save(whole: WholeNetwork, settings: DataSettings,
         label_names=[str(name) for name in classes])
     save_for_hf(network, str(folder), model_config=names,
                 model_args=arguments, safe_serialization=True)
+    # safetensors lets nobody else read it
+    (folder / 'model.safetensors').chmod(
+        (folder / 'config.json').stat().st_mode)
 
 
 def _load(folder: Path) -> nn.Module:
