@@ -484,7 +484,7 @@ def test_half_a_batch_is_made_again(tmp_path):
     with open(written, 'r+b') as file:
         file.truncate(6 * size + 3)
     with open(written.with_name('skipped'), 'ab') as file:
-        file.write(b'[5, "tor')
+        file.write(b'[7, "a share that did not answer"]\n[5, "tor')
     done = run(out, images, scorer=scorer, resume=True)
     assert scorer.seen == [f'{i}.png' for i in (4, 5, 7, 8, 9)]
     assert done.skipped == {'bad1.png': 'no image', 'bad6.png': 'no image'}
@@ -903,6 +903,10 @@ def test_a_file_predicts_what_its_checkpoint_does(kind, limit, exported,
         assert told in told_by
     other = config(images.root and Path(images.root), TIMM, ours())
     other.model.backbone.img_size = 64
+    another = cfg.copy()
+    another.model.backbone.model_name = 'test_efficientnet'
+    with pytest.raises(ValueError, match="of 'test_resnet'.* builds 'test_e"):
+        ExportedClassifier(file, another)
     if kind == 'inputs':
         with pytest.raises(ValueError, match='takes images of .*32'):
             predict(ExportedClassifier(file, other), images,
