@@ -106,7 +106,7 @@ def test_the_preprocessor_of_the_run_is_that_of_the_features(tmp_path):
     runner = by_runner(cfg, tmp_path)
     cfg.dump(str(tmp_path / 'config.py'))
     main('extract', tmp_path / 'config.py', '--splits', 'test', '--work-dir',
-         tmp_path)
+         tmp_path, '--engine', 'torch')
     store = FeatureStore(tmp_path / 'features' / 'test')
     runner.model.eval()
     rows = []

@@ -209,7 +209,7 @@ def test_a_probe_writes_what_it_wrote(monkeypatch, tmp_path):
     with open(tmp_path / 'linear_probe.csv', encoding='utf-8') as file:
         assert csv.DictReader(file).fieldnames == [
             'method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
-            'value', 'std', 'epoch', 'kept', 'C', 'low', 'high']
+            'value', 'std', 'epoch', 'kept', 'C', 'low', 'high', 'norm']
     saved = torch.load(tmp_path / 'linear_probe.pth', weights_only=True)
     assert set(saved) >= {'meta', 'state_dict'}
     assert set(saved['meta']) >= {

@@ -531,7 +531,8 @@ def test_a_store_of_other_weights_is_not_used(tmp_path):
     model, cfg = digits()
     extract(model, cfg, 'val', tmp_path / 'val')
     with torch.no_grad():
-        next(model.backbone.parameters()).view(-1)[0] += 1e-3
+        weight = next(model.backbone.parameters())
+        weight[(0, ) * weight.ndim] += 1e-3
     with pytest.raises(ValueError, match='weights .* against .* now'):
         extract(model, cfg, 'val', tmp_path / 'val')
     with pytest.raises(ValueError, match='dtype float32 against float16'):

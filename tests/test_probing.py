@@ -497,8 +497,8 @@ def test_a_setting_without_norm_is_a_config_without_norm(tmp_path, select):
         # the model, whatever it is built from, is what was trained
         assert result.metrics['accuracy/top1'] == pytest.approx(
             top1(model, val), abs=1e-3)
-        cases.append((model, result))
-    (both, of_both), (plain, of_plain) = cases
+        cases.append(result)
+    of_both, of_plain = cases
     rows = [{key: value for key, value in row.items() if key != 'kept'}
             for row in of_both.table]
     for row in of_plain.table:
@@ -508,8 +508,22 @@ def test_a_setting_without_norm_is_a_config_without_norm(tmp_path, select):
     values = {row['norm']: row['value'] for row in rows if row['lr'] == 1e-2}
     assert values[True] != values[False]  # as good, or one is chosen
     assert of_both.setting['norm'] is (values[True] > values[False])
-    if not of_both.setting['norm']:
-        torch.testing.assert_close(both.head.fc.weight, plain.head.fc.weight)
+
+
+def test_a_model_without_its_norm_gives_what_was_trained(tmp_path):
+    train, val = small_stores(tmp_path)
+    logits = []
+    for neck, norms in ((SIXTEEN['model.neck'], [False]),
+                        ([dict(type='GAPNeck')], None)):
+        model, cfg = digits({**SIXTEEN, 'model.neck': neck})
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.head.fc.weight, std=.01)
+        probe(model, cfg, train, val, epochs=4,
+              settings=grid([1e-2], None, norms))
+        features = torch.from_numpy(np.array(val.features))
+        logits.append(model.eval().head(model.neck((features, ))))
+        assert all(p.grad is None for p in model.parameters())
+    torch.testing.assert_close(*logits)
 
 
 def test_a_norm_that_is_not_there_cannot_be_left_out(tmp_path):

@@ -47,8 +47,8 @@ from .building import build_model, extract_splits, load_config, one_run
 from .command import command
 from .flags import parser, setting_flags, store_flags
 
-COLUMNS = ('method', 'lr', 'weight_decay', 'norm', 'k', 'shots', 'split',
-           'metric', 'value', 'std', 'epoch', 'kept', 'C', 'low', 'high')
+COLUMNS = ('method', 'lr', 'weight_decay', 'k', 'shots', 'split', 'metric',
+           'value', 'std', 'epoch', 'kept', 'C', 'low', 'high', 'norm')
 
 
 def flags() -> argparse.ArgumentParser:

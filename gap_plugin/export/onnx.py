@@ -73,14 +73,29 @@ def traced(module: nn.Module, example: tuple[torch.Tensor, ...],
             too large for a file.
     """
     check_installed('onnx', 'onnxscript')
+    import onnx
+
+    module, example = fixed_copy(module), tuple(x.cpu() for x in example)
+    model = _exported(module, example, inputs, outputs)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError:
+        # onnxscript 0.7 loses a bound where it joins two clips (ghostnet)
+        model = _exported(module, example, inputs, outputs, optimize=False)
+    return model
+
+
+def _exported(module: nn.Module, example: tuple[torch.Tensor, ...],
+              inputs: Sequence[str], outputs: Sequence[str],
+              optimize: bool = True) -> 'onnx.ModelProto':
     sizes = {0: torch.export.Dim('batch')}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             program = torch.onnx.export(
-                fixed_copy(module), tuple(x.cpu() for x in example),
+                module, example,
                 input_names=list(inputs), output_names=list(outputs),
-                dynamic_shapes=(sizes, ) * len(example),
+                dynamic_shapes=(sizes, ) * len(example), optimize=optimize,
                 dynamo=True, verbose=False, external_data=False)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         cause: BaseException = error

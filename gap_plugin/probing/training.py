@@ -130,7 +130,6 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                           rows, val_rows)
     own = {key: cfg.optim_wrapper.optimizer[key] for key in (
         'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
-    short.zero_grad()
     kept = Candidates(short, 1)
     if kept.diverged()[0]:
         raise ValueError('the probe has diverged, its weights are not finite:'
@@ -138,6 +137,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
     found = [
         {} if some is None else run.evaluate(kept, some, split)[0]
         for split, some in (('val', val_rows), ('test', test_rows))]
+    short.zero_grad()
     if val is not None and not table:
         metric = run.score.metric
         table = [dict(name=chosen, metric=metric, split='val', epoch=epochs,
