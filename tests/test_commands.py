@@ -92,6 +92,13 @@ def test_a_ranking_refuses_such_an_option_too(tmp_path):
     assert "did you mean 'model'?" in last_line(text)
 
 
+def test_a_file_that_is_no_config_is_named(tmp_path):
+    file = tmp_path / 'list.txt'
+    file.write_text('a.png 0')
+    text = main('train', file, '--work-dir', tmp_path, ok=False)
+    assert f"config '{file}' must end in .py, .json" in last_line(text)
+
+
 def error_of(error, *added):
     parser = flags.parser('about')
     for flag in added:
@@ -106,6 +113,11 @@ def test_arguments_become_flags_and_names_stay_as_they_are():
         '--val-share')
     assert text == ("--data-root 'my/data_root' and --force, '/a/out=3' "
                     'or --val-share')
+    parser = flags.parser('about')
+    parser.add_argument('--no-preprocessing', dest='preprocessing',
+                        action='store_false')
+    assert one_line(ValueError('with preprocessing=False it'), parser) == (
+        'with --no-preprocessing it')
 
 
 def images(root, count):

@@ -106,6 +106,18 @@ def test_the_graph_gives_the_pixels_of_the_pipeline(given, photo):
     assert difference.mean() <= AVERAGE[made.interpolation] + 1e-4
 
 
+@pytest.mark.parametrize('size', [
+    (200, 300), (640, 480), (54, 55), (1, 90), (96, 1)])
+def test_nearest_takes_the_pixels_that_pillow_takes(size):
+    """Its places are added up, so that it is rounding that decides ties."""
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    steps = [dict(type='ResizeEdge', scale=109, edge='short',
+                  backend='pillow', interpolation='nearest'),
+             dict(type='CenterCrop', crop_size=96)]
+    expected, found = both_ways(steps, photo)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_halves_of_a_crop_go_to_the_even_number():
     """As Python rounds: sides that leave 1, 3, 5 and 7 to crop."""
     steps = [dict(type='CenterCrop', crop_size=(20, 30))]
@@ -549,6 +561,10 @@ def test_mistakes_are_told_in_one_line(trained, tmp_path, monkeypatch):
     assert 'name one that training has written' in told(new, at=other)
     torch.save(dict(state_dict=classify().state_dict(), meta={}), other)
     assert 'error: ' in told(new, at=other)
+    half = {name: value for name, value in model.state_dict().items()
+            if not name.startswith('head')}
+    torch.save(dict(state_dict=half, meta={}), other)
+    assert "weights missing: 'head.fc.weight'" in told(new, at=other)
     assert 'was trained on other classes' in told(new, names=[
         *'0123456789'])
     assert 'compared with the model on images' in told(

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tracemalloc
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import tifffile
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
@@ -483,7 +484,7 @@ def test_half_a_batch_is_made_again(tmp_path):
     with open(written, 'r+b') as file:
         file.truncate(6 * size + 3)
     with open(written.with_name('skipped'), 'ab') as file:
-        file.write(b'[5, "tor')
+        file.write(b'[7, "a share that did not answer"]\n[5, "tor')
     done = run(out, images, scorer=scorer, resume=True)
     assert scorer.seen == [f'{i}.png' for i in (4, 5, 7, 8, 9)]
     assert done.skipped == {'bad1.png': 'no image', 'bad6.png': 'no image'}
@@ -864,7 +865,7 @@ def exported(trained):
 
 @pytest.mark.parametrize('kind, limit', [('photos', .005), ('inputs', 1e-4)])
 def test_a_file_predicts_what_its_checkpoint_does(kind, limit, exported,
-                                                  tmp_path):
+                                                  tmp_path, monkeypatch):
     pytest.importorskip('onnxscript')
     file, columns = exported / f'{kind}.onnx', Columns(all_classes=True)
     cfg = Config.fromfile(exported / 'config.py')
@@ -886,7 +887,8 @@ def test_a_file_predicts_what_its_checkpoint_does(kind, limit, exported,
     ExportedClassifier(file, looked_for)
     assert looked_for.model.backbone.checkpoint_path == 'none'
     args = [file, exported / 'photos', '--out', tmp_path / 'c.csv']
-    if kind == 'photos':  # which needs no config
+    if kind == 'photos':  # which needs no config, in a process of its own
+        monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
         main('predict', *args)
         np.testing.assert_array_equal(
             table(tmp_path / 'c.csv')['score'].to_numpy(np.float32),
@@ -901,6 +903,10 @@ def test_a_file_predicts_what_its_checkpoint_does(kind, limit, exported,
         assert told in told_by
     other = config(images.root and Path(images.root), TIMM, ours())
     other.model.backbone.img_size = 64
+    another = cfg.copy()
+    another.model.backbone.model_name = 'test_efficientnet'
+    with pytest.raises(ValueError, match="of 'test_resnet'.* builds 'test_e"):
+        ExportedClassifier(file, another)
     if kind == 'inputs':
         with pytest.raises(ValueError, match='takes images of .*32'):
             predict(ExportedClassifier(file, other), images,

@@ -337,6 +337,8 @@ def test_the_checkpoint_is_the_best_or_the_last(tmp_path):
         save_best=['accuracy/top1', 'loss']))))
     with pytest.raises(ValueError, match='no checkpoint'):
         find_checkpoint(tmp_path, cfg)
+    (tmp_path / 'linear_probe.pth').touch()
+    assert find_checkpoint(tmp_path, cfg)[1] == 'of a probe'
     (tmp_path / 'epoch_2.pth').touch()
     (tmp_path / 'last_checkpoint').write_text('C:\\runs\\epoch_2.pth')
     path, why = find_checkpoint(tmp_path, cfg)
@@ -545,15 +547,22 @@ def test_files_are_not_written_over_or_into_nowhere(page, work_dir,
     assert not out.parent.exists()
     assert 'must end in one of .csv, .json' in error(
         work_dir, '--suspects', tmp_path / 'a.xls')
-    same = tmp_path / 'same.csv'
-    assert 'name one file' in error(work_dir, '--out', same, '--suspects',
-                                    same)
+    for file in ('nasty.py', 'best_accuracy_top1_epoch_2.pth'):
+        before = (work_dir / file).read_bytes()
+        assert 'must end in .html' in error(work_dir, '--force', '--out',
+                                            work_dir / file)
+        assert (work_dir / file).read_bytes() == before
     assert 'is a folder' in error(work_dir, '--out', tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_a_run_is_told(work_dir, tmp_path):
     assert 'holds no config' in error(tmp_path)
+    probe = tmp_path / 'linear_probe.pth'
+    probe.touch()
+    assert last_line(error(tmp_path)).endswith(
+        f'by gap-plugin report CONFIG {probe} --work-dir {tmp_path}')
+    probe.unlink()
     shutil.copy(work_dir / 'nasty.py', tmp_path / 'a.py')
     assert 'holds no checkpoint' in error(tmp_path)
     shutil.copy(work_dir / 'nasty.py', tmp_path / 'b.py')
@@ -562,6 +571,27 @@ def test_a_folder_without_a_run_is_told(work_dir, tmp_path):
         tmp_path / 'a.py')
     assert 'is not there' in error(tmp_path / 'a.py', tmp_path / 'c.pth')
     assert {p.name for p in tmp_path.iterdir()} == {'a.py', 'b.py'}
+
+
+def test_a_work_dir_of_a_probe_is_enough(tmp_path):
+    """And its backbone has seen no labels, if its checkpoint had not."""
+    write_images(tmp_path / 'images')
+    cfg = config(tmp_path / 'images')
+    cfg.dump(tmp_path / 'mine.py')
+    save(cfg, tmp_path / 'trained.pth')
+    for name, flags, told in (
+            ('new', [], False),
+            ('tuned', ['--checkpoint', tmp_path / 'trained.pth'], True),
+            ('again', ['--checkpoint', tmp_path / 'new/linear_probe.pth'],
+             False)):
+        folder = tmp_path / name
+        main('probe', tmp_path / 'mine.py', '--freeze', '--epochs', 1,
+             '--work-dir', folder, *flags)
+        assert Config.fromfile(folder / 'mine.py').model == cfg.model
+        text = main('report', folder)
+        assert 'linear_probe.pth, of a probe' in text
+        page = parsed((folder / 'report.html').read_text('utf-8')).text
+        assert ('may fit wrong ones' in page) is told, name
 
 
 def test_a_checkpoint_of_another_config_is_refused(work_dir, tmp_path):

@@ -113,6 +113,7 @@ def test_timm_gives_the_same_logits(kind, tmp_path):
     check_equal(model, tmp_path / 'out')
     assert sorted(p.name for p in tmp_path.rglob('*')) == [
         'config.json', 'model.safetensors', 'out']
+    assert len({p.stat().st_mode for p in (tmp_path / 'out').iterdir()}) == 1
 
 
 REFUSED = {
@@ -285,6 +286,44 @@ def test_numbers_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match='there is no folder'):
         export_timm(model, tmp_path / 'out')
     assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def nearly_constant():
+    """A norm behind features that differ by little, as frozen ones may."""
+    model = classifier()
+    x = torch.randn(8, 3, *model.backbone.image_size)
+    last = [layer for layer in model.backbone.modules() if isinstance(
+        layer, torch.nn.BatchNorm2d)][-1]
+    last.weight.mul_(1e-2 / model.backbone(x)[-1].std())
+    last.bias.fill_(1.)
+    pooled, norm = model.backbone(x)[-1].mean((2, 3)), model.neck[1].bn
+    norm.running_mean.copy_(pooled.mean(0))
+    norm.running_var.copy_(pooled.var(0))
+    norm.eps = 0.
+    return model
+
+
+def test_what_float32_rounds_off_is_no_difference(tmp_path, monkeypatch):
+    """Large summands of small logits, in the model as in the folder."""
+    model = nearly_constant()
+    found = export_timm(model, tmp_path / 'out')
+    assert 1e-5 < found.network < 1e-3
+    x = torch.randn(4, 3, *model.backbone.image_size)
+    with torch.no_grad():  # neither is nearer to what is exact
+        exact = model.double()(x.double(), mode='tensor')
+        off = [float((network(x) - exact).abs().max()) for network in (
+            model.float(), loaded(tmp_path / 'out'))]
+    assert off[1] < 3 * off[0]
+    affine = to_timm._affine
+
+    def spoilt(model):
+        model, weight, bias = affine(model)
+        return model, weight, bias * (1 + 1e-5)
+
+    monkeypatch.setattr(to_timm, '_affine', spoilt)
+    with pytest.raises(ValueError, match='differ by'):
+        export_timm(nearly_constant(), tmp_path / 'other')
 
 
 @pytest.mark.parametrize('force', [False, True])

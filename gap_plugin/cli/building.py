@@ -94,6 +94,9 @@ def read_config(name: str) -> Config:
             mark as code.
     """
     path = config_path(name)
+    if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise ValueError(f'config {str(path)!r} must end in .py, .json, '
+                         '.yaml or .yml.')
     read_text(path)
     if path.read_bytes().startswith(codecs.BOM_UTF8):
         raise ValueError(f'config {str(path)!r} begins with a byte order '

@@ -97,7 +97,8 @@ def _with_flags(text: str, parser: argparse.ArgumentParser) -> str:
     for action in parser._actions:
         if action.option_strings:
             flag = max(action.option_strings, key=len)
-            text = re.sub(rf'\b{action.dest}=True\b', flag, text)
+            set_to = False if action.const is False else True
+            text = re.sub(rf'\b{action.dest}={set_to}\b', flag, text)
             text = re.sub(rf'(?<![\w./\\-]){action.dest}=', f'{flag} ', text)
             if '_' in action.dest:
                 text = re.sub(rf'(?<![\w./\\-]){action.dest}(?![\w=./\\])',

@@ -203,7 +203,7 @@ def load(cfg: Config, args: argparse.Namespace) -> Model:
                 'and a file is compared with the model on images: add one.'
             ) from None
         loader = None
-    model = build_classifier(cfg, args.checkpoint).eval()
+    model = build_classifier(cfg, args.checkpoint, whole=True).eval()
     dataset = loader and build_dataset(loader, split, model)
     known = dataset.metainfo.get('classes') if dataset else None
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')

@@ -5,7 +5,8 @@ r"""Train neck and head of a config on stored features of its backbone.
 
 One pass over the images, then any number of epochs. Writes
 <work-dir>/linear_probe.pth, a checkpoint of the whole model for the command
-test, and <work-dir>/linear_probe.csv, all results. Several learning rates and
+test, <work-dir>/linear_probe.csv, all results, and the config, if the work dir
+has none. Several learning rates and
 weight decays are trained at once. One pair is chosen by cross-validation on
 the training images, so that the validation split has chosen nothing:
 
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..engine.building import has_seen_labels
 from ..features import FeatureStore
 from ..files import written_whole
 from ..probing import (
@@ -196,6 +198,9 @@ def _probe(cfg: Config, args: argparse.Namespace) -> None:
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     others = other_rows(args, stores, seed)
     metainfo = stores['train'].description['metainfo']
+    # by a backbone that has seen the labels, or one that has not
+    trained = dict(backbone_trained=True) if has_seen_labels(
+        model._meta, metainfo.get('classes')) else {}
     settings = grid(DINOV2_RATES if args.grid else args.lr, args.weight_decay,
                     [True, False] if args.grid and norm_of(model) else None)
     console.header(dict(probe=f'{args.epochs} epochs on stored features, '
@@ -209,7 +214,10 @@ def _probe(cfg: Config, args: argparse.Namespace) -> None:
     path = work_dir / 'linear_probe.pth'
     save_whole(model, path, dict(
         dataset_meta=metainfo, cfg=cfg.pretty_text, epoch=result.epoch,
-        gap_plugin_version=__version__))
+        gap_plugin_version=__version__, **trained))
+    if not any(work_dir.glob('*.py')):  # as a training leaves it
+        with written_whole(work_dir / f'{Path(args.config).stem}.py') as file:
+            file.write_text(cfg.pretty_text, encoding='utf-8')
     rows = probe_rows(result, {split: len(store) for split, store in
                                stores.items()}) + others
     if rows:

@@ -8,11 +8,12 @@ One file of HTML, which loads nothing and runs nothing: accuracy with its
 interval, the worst mistakes with their maps, suspected label errors, images
 that stand in train and val, the confusion matrix with the images of its
 cells, calibration, curves, config. Of a work dir, the best checkpoint is
-taken, or else the last one. Features come from the store of the work dir,
-which is made by one pass where there is none.
+taken, or else the last one, or that of a probe. Features come from the store
+of the work dir, which is made by one pass where there is none.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ def check_files(args: argparse.Namespace, out: Path) -> None:
                              f'of {", ".join(FORMATS)}.')
         check_format(Path(args.suspects))
         files.append(Path(args.suspects))
-    if len({path.resolve() for path in files}) < len(files):
-        raise ValueError('--out and --suspects name one file: give each its '
-                         'own.')
     for path in files:
         if path.is_dir():
             raise ValueError(f'{str(path)!r} is a folder: name a file.')
+        if path is out and path.suffix.lower() not in ('.html', '.htm'):
+            # with --force, a checkpoint or a config would be lost
+            raise ValueError(f'--out {str(path)!r} must end in .html.')
         if path.exists() and not args.force:
             raise ValueError(f'{str(path)!r} is there already: name another '
                              'file, or write over it with --force.')
@@ -102,9 +103,17 @@ def find_run(args: argparse.Namespace) -> tuple[Config, str]:
         ValueError: If a work dir holds no run, or there is no checkpoint.
     """
     from ..report import find_checkpoint, find_config
+    from ..report.run_folder import PROBE
     folder, why = Path(args.config), ''
     if folder.is_dir():
         args.work_dir = args.work_dir or str(folder)
+        if (folder / PROBE).is_file() and not any(folder.glob('*.py')):
+            raise ValueError(
+                f'work dir {args.config!r} holds a probe and no config, and '
+                'a config is code, which is not taken from a checkpoint: '
+                'name it, by gap-plugin report CONFIG '
+                f'{shlex.quote(str(folder / PROBE))} --work-dir '
+                f'{shlex.quote(args.config)}')
         args.config = str(find_config(folder))
     elif args.checkpoint is None:
         raise ValueError(f'{args.config!r} is no work dir: name one, or a '
@@ -186,7 +195,8 @@ def run(args: argparse.Namespace) -> None:
 def _log_folder(args: argparse.Namespace) -> Path:
     """Where the curves of a checkpoint are."""
     folder = Path(args.checkpoint).parent
-    if Path(args.checkpoint).name == 'linear_probe.pth':
+    from ..report.run_folder import PROBE
+    if Path(args.checkpoint).name == PROBE:
         return folder / 'probe'
     return folder
 

@@ -36,7 +36,7 @@ def build_classifier(cfg: Config, checkpoint: str | None = None,
     Returns:
         The model. Its ``_dataset_meta`` is what the checkpoint says of its
         data, the names of its classes among it: as MMPretrain's ``get_model``
-        leaves it.
+        leaves it. ``_meta`` is all that it says of itself.
 
     Raises:
         ValueError: If a checkpoint does not fit.
@@ -55,12 +55,12 @@ def build_classifier(cfg: Config, checkpoint: str | None = None,
     model.init_weights()
     if checkpoint is None:
         checkpoint = cfg.get('load_from')
-    model._dataset_meta = {}
+    model._meta = model._dataset_meta = {}
     if checkpoint is not None:  # an empty name is no file, as for a runner
         load = _load_whole if whole else partial(
             load_checkpoint, map_location='cpu')
-        meta = load(model, checkpoint).get('meta') or {}
-        model._dataset_meta = meta.get('dataset_meta') or {}
+        model._meta = load(model, checkpoint).get('meta') or {}
+        model._dataset_meta = model._meta.get('dataset_meta') or {}
     return model.to(get_device())
 
 
@@ -154,3 +154,23 @@ def check_classes(checkpoint: dict, classes: Sequence[str] | None,
         f'checkpoint {str(name)!r} was trained on other classes than those of '
         f'{data!r}, or in another order ({told}): take data of its classes, '
         'and give their dataset classes=[...] as in training.')
+
+
+def has_seen_labels(meta: dict, classes: Sequence[str] | None) -> bool:
+    """Whether the backbone of a checkpoint was trained with these labels.
+
+    A probe leaves the backbone as it is, and says what that was.
+
+    Args:
+        meta: What the checkpoint says of itself; empty for none.
+        classes: Of the labels.
+    """
+    if written_by_probe(meta):
+        return bool(meta.get('backbone_trained'))
+    known = (meta.get('dataset_meta') or {}).get('classes')
+    return bool(known) and [*map(str, known)] == [*map(str, classes or ())]
+
+
+def written_by_probe(meta: dict) -> bool:
+    """Whether a checkpoint says that a probe has written it."""
+    return 'gap_plugin_version' in meta

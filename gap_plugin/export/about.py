@@ -50,6 +50,12 @@ class About:
         return {key: json.dumps(value) for key, value in asdict(self).items()}
 
 
+def network_name(model: nn.Module) -> str:
+    """What a file calls the network of a model."""
+    backbone = getattr(model, 'backbone', model)
+    return getattr(backbone, 'model_name', type(backbone).__name__)
+
+
 def describe(model: nn.Module, samples: Samples, scores: str,
              classes: Sequence[str] | None, width: int) -> About:
     """What the file of a model says of itself.
@@ -73,10 +79,9 @@ def describe(model: nn.Module, samples: Samples, scores: str,
     order = '' if channels != 3 else 'RGB' if (
         samples.photos is not None
         or takes_rgb(model.data_preprocessor)) else 'BGR'
-    backbone = getattr(model, 'backbone', model)
     return About(
         None if classes is None else [str(name) for name in classes],
-        getattr(backbone, 'model_name', type(backbone).__name__),
+        network_name(model),
         'normalised' if samples.photos is None else 'photos',
         channels, order, [int(side) for side in size], mean.tolist(),
         std.tolist(), scores, dict(

@@ -22,8 +22,7 @@ from .pipeline import statistics, takes_rgb
 
 _RESIZE = dict(
     bicubic=dict(mode='cubic', cubic_coeff_a=-0.5, antialias=1),
-    bilinear=dict(mode='linear', antialias=1),
-    nearest=dict(mode='nearest', nearest_mode='round_prefer_ceil'))
+    bilinear=dict(mode='linear', antialias=1))
 
 
 @cache
@@ -96,12 +95,28 @@ class PhotoGraph:
 
     def _resized(self, x: str, height: str, width: str, how: str) -> str:
         """Resize as Pillow does: one direction, bytes, then the other."""
-        if how != 'nearest':
-            first = self._sides(x)[0], width
-            if vertical_first():
-                first = self._first(x, height, width)
-            x = self._pass(x, *first, how)
-        return self._pass(x, height, width, how)
+        if how == 'nearest':
+            sides = self._sides(x)
+            for axis, side, size in zip((2, 3), sides, (height, width),
+                                        strict=True):
+                x = self._op('Gather', x, self._places(side, size), axis=axis)
+            return x
+        first = self._sides(x)[0], width
+        if vertical_first():
+            first = self._first(x, height, width)
+        return self._pass(self._pass(x, *first, how), height, width, how)
+
+    def _places(self, side: str, size: str) -> str:
+        """Which of the pixels are the nearest: added up, as by Pillow."""
+        step = self._op('Div', *(self._op('Cast', number, to=11)
+                                 for number in (side, size)))  # float64
+        half = self._op('Mul', step, self._constant(np.array([0.5])))
+        others = self._op('Expand', step, self._op(
+            'Sub', size, self._integers(1)))
+        places = self._op('CumSum', self._op('Concat', half, others, axis=0),
+                          self._constant(np.array(0)))
+        return self._op('Min', self._op('Cast', places, to=7),  # int64
+                        self._op('Sub', side, self._integers(1)))
 
     def _first(self, x: str, height: str, width: str) -> list[str]:
         """The size after the first direction, of a Pillow that chooses."""
@@ -120,8 +135,7 @@ class PhotoGraph:
         sizes = self._op('Concat', begin, height, width, axis=0)
         return self._op('Resize', x, '', '', sizes,
                         coordinate_transformation_mode='half_pixel',
-                        exclude_outside=int(how != 'nearest'),
-                        **_RESIZE[how])
+                        exclude_outside=1, **_RESIZE[how])
 
     def _resize_edge(self, step: ResizeEdge, x: str) -> str:
         sides = self._sides(x)

@@ -26,6 +26,10 @@ from .timm_layers import MISFITS, between, heads_of, no_place, owner_of
 #: Largest difference of logits, as a share of the largest one.
 TOLERANCE = 1e-5
 
+#: Units in the last place of what logits are added up from, that both
+#: networks may round off.
+_UNITS = 2
+
 #: What may have to be set so that a classifier gets the mean over the
 #: positions, with no norm that our map has not had.
 _OPTIONS: tuple[dict[str, Any], ...] = (
@@ -117,6 +121,25 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
         return float('inf')
     off = float((found - expected).abs().max())
     return off / float(expected.abs().max()) if off else off
+
+
+def rounding(features: torch.Tensor, weight: torch.Tensor,
+             bias: torch.Tensor) -> float:
+    """By how much float32 leaves logits open.
+
+    A norm behind features that are nearly constant, such as those of a frozen
+    backbone, makes small logits of large summands: then it is not theirs that
+    rounding goes by, in no network.
+
+    Args:
+        features: ``(N, C, h, w)``, or ``(N, C)``.
+        weight: ``(K, C)``, float64, of their mean.
+        bias: ``(K, )``, float64.
+    """
+    if features.ndim == 4:
+        features = features.mean((2, 3))
+    summed = features.double().abs() @ weight.abs().T + bias.abs()
+    return _UNITS * torch.finfo(torch.float32).eps * float(summed.max())
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from .timm_classifier import (
     TOLERANCE,
     WholeNetwork,
     difference,
+    rounding,
     whole_network,
 )
 from .timm_settings import check_pixels, preprocessing_of
@@ -103,7 +104,7 @@ def export_timm(model: nn.Module, folder: str | Path, dataset: Any = None, *,
 
     Returns:
         How far it is from the model: :data:`~.timm_classifier.TOLERANCE` at
-        most.
+        most, and what float32 rounds off.
 
     Raises:
         ValueError: If neck and head are not affine, timm has other layers
@@ -131,6 +132,9 @@ def export_timm(model: nn.Module, folder: str | Path, dataset: Any = None, *,
     given = [images, *([] if samples is None else samples.inputs.split(8))]
     with torch.no_grad():
         expected = torch.cat([model(x, mode='tensor') for x in given])
+        limit = TOLERANCE + max(
+            rounding(model.backbone(x)[-1], weight, bias)
+            for x in given) / float(expected.abs().max())
     place = folder.resolve()
     partial = place.with_name(f'{place.name}.partial')
     with alone(place.with_name(f'.{place.name}.lock'), folder):
@@ -141,10 +145,10 @@ def export_timm(model: nn.Module, folder: str | Path, dataset: Any = None, *,
             with torch.no_grad():
                 off = difference(torch.cat([found(x) for x in given]),
                                  expected)
-            if not off <= TOLERANCE:
+            if not off <= limit:
                 raise ValueError(
                     f'timm gives logits that differ by {off:.3g} of the '
-                    f'largest one, {TOLERANCE:g} at most: there is no '
+                    f'largest one, {limit:.3g} at most: there is no '
                     'folder.')
             pixels = check_pixels(found, samples)
             put_in_place(partial, place)
@@ -248,6 +252,9 @@ def _save(whole: WholeNetwork, settings: DataSettings,
         label_names=[str(name) for name in classes])
     save_for_hf(network, str(folder), model_config=names,
                 model_args=arguments, safe_serialization=True)
+    # safetensors lets nobody else read it
+    (folder / 'model.safetensors').chmod(
+        (folder / 'config.json').stat().st_mode)
 
 
 def _load(folder: Path) -> nn.Module:

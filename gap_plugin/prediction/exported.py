@@ -13,6 +13,7 @@ from torch import nn
 
 from ..engine.building import without_weights
 from ..export import About, open_onnx, read_metadata
+from ..export.about import network_name
 from ..export.pipeline import statistics, takes_rgb
 from ..features.store import digest
 from .images import Images, Photos, Samples, test_loader
@@ -51,11 +52,20 @@ class ExportedClassifier:
             raise ValueError(f'{str(path)!r} {needed}: name the config that '
                              'it was exported from ahead of it.')
         self.model = None if cfg is None else without_weights(cfg)
+        if self.model is not None:
+            self._check_network(network_name(self.model))
         if self.model is not None and not self.photos:
             self._check_normalisation(self.model.data_preprocessor)
         self.classes = self.about.classes
         if self.classes is None and cfg is not None:
             self.classes = class_names(self.model, cfg)
+
+    def _check_network(self, name: str) -> None:
+        if name != self.about.network:
+            raise ValueError(
+                f'{str(self.path)!r} is of {self.about.network!r}, and the '
+                f'config builds {name!r}: name the config that it was '
+                'exported from.')
 
     def _check_normalisation(self, preprocessor: nn.Module) -> None:
         found = (*statistics(preprocessor, self.about.channels),

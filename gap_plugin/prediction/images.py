@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmpretrain.registry import TRANSFORMS
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -190,7 +191,9 @@ class Photos(Samples):
             step = dict(test_dataset(cfg)['pipeline'][0])
         if step['type'] == 'LoadTimmImage':
             step['in_channels'] = channels
-        self.pipeline = Compose([step, _to_rgb, partial(_photo, channels)])
+        # without a config, no scope says whose transforms these are
+        self.pipeline = Compose([TRANSFORMS.build(step), _to_rgb,
+                                 partial(_photo, channels)])
 
 
 def test_loader(cfg: Config | None, batch_size: int | None = None,

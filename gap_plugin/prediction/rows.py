@@ -58,10 +58,6 @@ class RowsOnDisk:
                 f'{str(self.folder)!r} was begun otherwise: '
                 f'{differing(made, plan)}; leave resume out and use '
                 'force=True to drop it, or choose another file.')
-        told = self.folder / _BAD
-        if told.is_file():  # whole lines
-            with open(told, 'r+b') as file:
-                file.truncate(file.read().rfind(b'\n') + 1)
         path = self._path()
         if path.is_file():
             self.done = path.stat().st_size // self.kind.itemsize
@@ -69,6 +65,13 @@ class RowsOnDisk:
             self.done -= self.done % block
             with open(path, 'r+b') as file:
                 file.truncate(self.done * self.kind.itemsize)
+        told = self.folder / _BAD
+        if told.is_file():  # whole lines, of rows that are there
+            lines = told.read_bytes().splitlines(keepends=True)
+            with open(told, 'r+b') as file:
+                file.truncate(sum(
+                    len(line) for line in lines if line.endswith(b'\n')
+                    and json.loads(line)[0] < self.done))
 
     def _path(self) -> Path:
         written = self.folder / _WRITTEN

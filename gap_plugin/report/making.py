@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.config import Config
 from torch import nn
 
+from ..engine.building import has_seen_labels, written_by_probe
 from ..files import written_whole
 from ..prediction.tables import write_table
 from . import figures, sections
@@ -90,7 +91,7 @@ def make_report(model: nn.Module, cfg: Config,
         rows = sections.suspect_rows(ranked, [*splits.values()], names)
         told = sections.suspects(
             ranked, [*splits.values()], names, suspects_file,
-            any(p.requires_grad for p in model.backbone.parameters()))
+            _trained(model))
     top, calibrated = sections.accuracy(found), calibration(found)
     drawn, unit = series(list(log))
     backbone = cfg.model.get('backbone') or {}
@@ -115,6 +116,14 @@ def make_report(model: nn.Module, cfg: Config,
         facts=list((facts or {}).items()), config=cfg.pretty_text))
     return Report(html, top, calibrated.error,
                   None if train is None else len(same), rows)
+
+
+def _trained(model: nn.Module) -> bool:
+    """Whether the backbone has seen the labels, so that it may fit them."""
+    meta = getattr(model, '_meta', {})
+    if written_by_probe(meta):
+        return has_seen_labels(meta, None)
+    return any(p.requires_grad for p in model.backbone.parameters())
 
 
 def _last(drawn: Mapping[str, list], names: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from mmengine.config import Config
 from ..messages import shorten
 from ..probing.choice import Score
 
+#: What a probe leaves in its work dir.
+PROBE = 'linear_probe.pth'
 #: Metrics and rates that a page has no curve of.
 _NO_CURVES = ('data_time', 'time', 'memory', 'epoch', 'iter', 'step')
 
@@ -33,7 +35,7 @@ def find_checkpoint(folder: Path, cfg: Config) -> tuple[Path, str]:
 
     As MMEngine marks them: by the name ``best_<metric>_...`` and by the file
     ``last_checkpoint``. Of several best ones, that of the metric which the
-    config names first.
+    config names first. Where no training was, that of a probe.
 
     Returns:
         Its path, and which one it is.
@@ -59,6 +61,9 @@ def find_checkpoint(folder: Path, cfg: Config) -> tuple[Path, str]:
                      Path(name)):
             if path.is_file():
                 return path, 'the last one; none is marked as best'
+    probed = folder / PROBE
+    if probed.is_file():
+        return probed, 'of a probe'
     raise ValueError(
         f'work dir {str(folder)!r} holds no checkpoint, so that no run has '
         'ended an epoch there: train first, or name the config and the '
