@@ -195,8 +195,7 @@ def config_text(request: NewConfig, data: Data) -> str:
     about = recipe.about
     batch = max(min(request.batch_size, data.size or request.batch_size), 2)
     epochs = request.epochs or epochs_of(request.recipe, data.size, batch)
-    backbone = dict(model_name=request.model, channels_last='auto',
-                    **recipe.backbone)
+    backbone = dict(model_name=request.model, **recipe.backbone)
     comment = ''
     if request.checkpoint:
         backbone['checkpoint_path'] = str(request.checkpoint.resolve())

@@ -231,6 +231,8 @@ def test_divided_parameters_are_refused():
     ('tiny_vit_5m_224', True, True), ('test_vit', False, True),
     ('swin_tiny_patch4_window7_224', False, True),
     ('mixer_s32_224', False, True), ('hiera_tiny_224', False, True),
+    # a layer whose gradient torch cannot compute in NHWC
+    ('fastvit_t8', False, False),
     ('levit_128s', False, True)])
 def test_the_kind_of_a_network_follows_from_its_layers(network, nhwc,
                                                        transformer):
@@ -243,7 +245,8 @@ def test_the_kind_of_a_network_follows_from_its_layers(network, nhwc,
 @pytest.mark.parametrize('network, nhwc', [
     ('test_resnet', True), ('test_vit', False)])
 def test_memory_format_follows_the_layers(network, nhwc, config):
-    model, _ = built(config(network))
+    model, _ = built(config(network), **{
+        'model.backbone.channels_last': 'auto'})
     assert model.backbone.channels_last is nhwc
     weight = next(p for p in model.backbone.parameters()
                   if p.ndim == 4 and min(p.shape[1:]) > 1)

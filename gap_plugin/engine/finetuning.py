@@ -57,6 +57,8 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict,
                  paramwise_cfg: dict | None = None) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        # modules that several blocks of a network share (CoaT) are one
+        self.paramwise_cfg.setdefault('bypass_duplicate', True)
         name = type(self).__name__
         unknown = sorted(map(str, set(self.paramwise_cfg) - set(_KEYS)))
         if unknown:

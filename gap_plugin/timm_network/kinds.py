@@ -8,11 +8,16 @@ def has_convolutions(model: nn.Module) -> bool:
 
     Such networks compute faster on images that lie in memory as NHWC: hybrids
     of convolutions and attention too, and no network more slowly. Those that
-    merely cut an image into patches have nothing of it.
+    merely cut an image into patches have nothing of it. Nor are those taken
+    that skip pixels of the image itself (FastViT): on CPUs, torch 2.14 writes
+    past the end of its memory in the gradient of such a layer.
 
     Args:
         model: Any network.
     """
+    if any(isinstance(m, nn.Conv2d) and m.in_channels < 8
+           and m.kernel_size == (1, 1) != m.stride for m in model.modules()):
+        return False
     convolutions = _count(model, nn.Conv2d)
     return convolutions >= (convolutions + _count(model, nn.Linear)) / 4
 

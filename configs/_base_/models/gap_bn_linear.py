@@ -3,6 +3,6 @@
 model = dict(
     type='TimmFeatureClassifier',
     backbone=dict(
-        type='TimmFeatureBackbone', pretrained=True, channels_last='auto'),
+        type='TimmFeatureBackbone', pretrained=True),
     neck=[dict(type='GAPNeck'), dict(type='BNNeck')],
     head=dict(type='LinearHead', num_classes=1000))

@@ -13,10 +13,7 @@ param_scheduler = [
         start_factor=0.01,
         end=3,
         convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        begin=3,
-        convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', convert_to_iter_based=True),
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
