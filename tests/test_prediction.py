@@ -838,6 +838,23 @@ def test_a_checkpoint_of_another_model_is_refused(kind, spoilt, tmp_path):
     one_line(error)
 
 
+def test_a_checkpoint_of_all_weights_needs_no_others(tmp_path):
+    images = pictures(tmp_path / 'small', count=2)
+    cfg = config(images, *reversed(CASES['ours']))
+    model = built(cfg)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    cfg.model.backbone.update(pretrained=False, checkpoint_path='none.pth')
+    found = build_classifier(cfg, str(tmp_path / 'a.pth'), whole=True)
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert cfg.model.backbone.checkpoint_path == 'none.pth'
+    torch.save(dict(state_dict={
+        name: value for name, value in model.state_dict().items()
+        if 'backbone' not in name}), tmp_path / 'b.pth')
+    with pytest.raises(ValueError, match='weights missing'):
+        build_classifier(cfg, str(tmp_path / 'b.pth'), whole=True)
+
+
 def test_what_is_no_classifier_is_refused(tmp_path):
     _, cfg = small(tmp_path)
     with pytest.raises(ValueError, match='Linear is no classifier'):

@@ -51,10 +51,12 @@ def build_classifier(cfg: Config, checkpoint: str | None = None,
     set_random_seed(chance.get('seed') or 0,
                     chance.get('deterministic', False))
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model = revert_sync_batchnorm(MODELS.build(model_config(cfg)))
-    model.init_weights()
     if checkpoint is None:
         checkpoint = cfg.get('load_from')
+    # what is all replaced needs no hub
+    model = revert_sync_batchnorm(MODELS.build(
+        _unloaded(cfg) if whole and checkpoint else model_config(cfg)))
+    model.init_weights()
     model._meta = model._dataset_meta = {}
     if checkpoint is not None:  # an empty name is no file, as for a runner
         load = _load_whole if whole else partial(
@@ -103,11 +105,16 @@ def without_weights(cfg: Config) -> nn.Module:
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    return MODELS.build(_unloaded(cfg)).eval()
+
+
+def _unloaded(cfg: Config) -> ConfigDict:
+    """The config of the model, without what loads weights."""
     config = deepcopy(model_config(cfg))
     for part in (config, config.get('backbone') or {}):
         part.update({key: empty for key, empty in (
             ('pretrained', False), ('checkpoint_path', None)) if key in part})
-    return MODELS.build(config).eval()
+    return config
 
 
 def model_config(cfg: Config) -> ConfigDict:
