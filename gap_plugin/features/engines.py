@@ -22,8 +22,8 @@ TOLERANCE = 1e-4
 #: Images of the first batch that an engine is compared on.
 COMPARED = 16
 #: Seconds that eager torch must need for all images for an export to pay.
-#: An export takes 5 to 15 s, and saves a quarter of the time at least.
-EXPORT_PAYS = 30.
+#: An export takes about 5 s on idle cores, and saves a quarter of them.
+EXPORT_PAYS = 20.
 #: Images from which on a GPU makes good for the minute that compiling takes.
 COMPILING_PAYS = 500_000
 
