@@ -1,9 +1,11 @@
 """More than one process: the same numbers, and a process that is killed."""
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import weakref
 from functools import partial
 
 import psutil
@@ -15,9 +17,11 @@ from torch.distributed.fsdp.wrap import (
     _recursive_wrap,
     size_based_auto_wrap_policy,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 from commands import OURS, PATH, ROOT, free_port
 from gap_plugin import TimmFeatureBackbone
+from gap_plugin.cli.train import main as train
 from gap_plugin.engine import timm_auto_wrap_policy
 from networks import full
 from runs import data, model
@@ -98,6 +102,32 @@ def test_two_processes_are_one_with_the_double_batch(
     trained = torch.load(tmp_path / '2' / 'w' / 'epoch_2.pth')['state_dict']
     assert any(not torch.equal(value, trained[f'backbone.{name}'])
                for name, value in start_weights.items())
+
+
+def test_a_run_leaves_no_thread_of_its_process_group(tmp_path, monkeypatch):
+    """One that is left aborts the process now and then, as that ends."""
+    for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1,
+                            MASTER_ADDR='127.0.0.1',
+                            MASTER_PORT=free_port()).items():
+        monkeypatch.setenv(name, str(value))
+    started = []
+    wrap = DistributedDataParallel.__init__
+
+    def watched(self, *args, **kwargs):
+        wrap(self, *args, **kwargs)
+        started.append(weakref.ref(self))
+        started.append(weakref.ref(self.process_group))
+
+    monkeypatch.setattr(DistributedDataParallel, '__init__', watched)
+    path = config(tmp_path / 'c', 'test_resnet', 1, 16, dict(type='GAPNeck'))
+    gc.disable()
+    try:
+        train([str(path), '--work-dir', str(tmp_path / 'w'),
+               '--launcher', 'pytorch'])
+    finally:
+        gc.enable()
+    assert len(started) == 2
+    assert [found() for found in started] == [None, None]
 
 
 #: Ends the second process in its third epoch, once, as the system does.

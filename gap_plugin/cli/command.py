@@ -1,6 +1,7 @@
 """How a command starts and ends: errors in one line, nothing left behind."""
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import os
@@ -127,8 +128,10 @@ def _as_found() -> Iterator[None]:
             yield
     finally:
         if is_distributed() and not grouped:
-            # or a thread of it may abort the process as that ends
+            # or a thread of it may abort the process as that ends; the
+            # model is in a cycle, and keeps the group until it is collected
             torch.distributed.destroy_process_group()
+            gc.collect()
         for kind, known in zip(managed, instances, strict=True):
             for name, instance in list(kind._instance_dict.items()):
                 if name not in known:
