@@ -97,7 +97,7 @@ def _load_whole(model: nn.Module, checkpoint: str) -> dict:
         handle.remove()
 
 
-def without_weights(cfg: Config) -> nn.Module:
+def build_unloaded(cfg: Config) -> nn.Module:
     """The model of a config as it was made, on the CPU.
 
     It is for what a model says of its images: no weights are looked for.

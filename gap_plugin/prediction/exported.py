@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import nn
 
-from ..engine.building import without_weights
+from ..engine.building import build_unloaded
 from ..export import About, open_onnx, read_metadata
 from ..export.about import network_name
 from ..export.pipeline import statistics, takes_rgb
@@ -51,7 +51,7 @@ class ExportedClassifier:
                       else 'takes images that are preprocessed')
             raise ValueError(f'{str(path)!r} {needed}: name the config that '
                              'it was exported from ahead of it.')
-        self.model = None if cfg is None else without_weights(cfg)
+        self.model = None if cfg is None else build_unloaded(cfg)
         if self.model is not None:
             self._check_network(network_name(self.model))
         if self.model is not None and not self.photos:

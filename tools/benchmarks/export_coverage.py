@@ -8,12 +8,12 @@ stopped goes on.
 
 import argparse
 import gc
-import json
 import logging
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -73,10 +73,18 @@ def measure(name: str) -> dict:
                 varies=float(varies.max()))
 
 
-def main() -> None:
-    """Export all of them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='export_coverage.json',
+def of_each_module(description: str, out: str, measure: Callable,
+                   whole: Callable = bool) -> list[dict]:
+    """Rows of the smallest network of each module, as the flags say.
+
+    Args:
+        description: Of the script.
+        out: File of the rows, by default. They are kept after each network.
+        measure: Takes a name, gives a row.
+        whole: Whether a row that is kept needs no other run.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--out', default=out,
                         help='JSON file of what was found, and is kept')
     parser.add_argument('--networks', nargs='+', help='all by default')
     args = parser.parse_args()
@@ -84,17 +92,21 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     from networks import SMALLEST
-    out = Path(args.out)
-    rows = json.loads(out.read_text(encoding='utf-8'))['rows'] if (
-        out.exists()) else []
+    rows = [row for row in paired.read(args.out) if whole(row)]
     known = {row['network'] for row in rows}
     for module, name in SMALLEST.items():
         if name in known or name not in (args.networks or [name]):
             continue
         rows.append(dict(module=module, network=name, **measure(name)))
-        paired.write(str(out), rows)
+        paired.write(args.out, rows)
         print(rows[-1], flush=True)
         gc.collect()
+    return rows
+
+
+def main() -> None:
+    """Export all of them."""
+    rows = of_each_module(__doc__, 'export_coverage.json', measure)
     good = [row for row in rows if 'reason' not in row]
     print(f'{len(good)} of {len(rows)} export; largest difference '
           f'{max(max(row["logits"], row["maps"]) for row in good):.2g}')

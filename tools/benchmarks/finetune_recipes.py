@@ -291,9 +291,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
-    rows = []
-    if args.out and Path(args.out).exists():
-        rows = json.loads(Path(args.out).read_text(encoding='utf-8'))['rows']
+    rows = paired.read(args.out) if args.out else []
     for data in args.data:
         for epochs in args.epochs:
             for recipe in args.recipes:

@@ -122,6 +122,13 @@ def machine() -> dict[str, Any]:
         if torch.cuda.is_available() else None)
 
 
+def read(path: str) -> list[dict]:
+    """Rows that :func:`write` has kept; none if there is no file."""
+    kept = Path(path)
+    return (json.loads(kept.read_text(encoding='utf-8'))['rows']
+            if kept.exists() else [])
+
+
 def write(path: str, rows: list[dict]) -> None:
     """Keep the raw figures, with what they were measured on."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

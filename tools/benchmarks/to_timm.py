@@ -6,23 +6,15 @@ Norms, and the classifier, get random values: fresh ones change nothing, and
 would hide what is wrong. A run that was stopped goes on.
 """
 
-import argparse
-import gc
-import json
-import logging
-import sys
 import tempfile
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from export_coverage import spoilt
+from export_coverage import of_each_module, spoilt
 
-import paired
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tests'))
+FEATURES = ('final_conv', 'pre_logits')
 
 
 def measure(name: str, out_feature: str) -> dict:
@@ -53,33 +45,13 @@ def measure(name: str, out_feature: str) -> dict:
 
 
 def main() -> None:
-    """Export all of them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='to_timm.json',
-                        help='JSON file of what was found, and is kept')
-    parser.add_argument('--networks', nargs='+', help='all by default')
-    args = parser.parse_args()
-    warnings.simplefilter('ignore')
-    logging.disable(logging.CRITICAL)
-    torch.set_num_threads(1)
-    from networks import SMALLEST
-    out = Path(args.out)
-    rows = json.loads(out.read_text(encoding='utf-8'))['rows'] if (
-        out.exists()) else []
-    rows = [row for row in rows if all(
-        {'logits', 'refused'} & row[out_feature].keys()
-        for out_feature in ('final_conv', 'pre_logits'))]
-    known = {row['network'] for row in rows}
-    for module, name in SMALLEST.items():
-        if name in known or name not in (args.networks or [name]):
-            continue
-        rows.append(dict(module=module, network=name, **{
-            out_feature: measure(name, out_feature)
-            for out_feature in ('final_conv', 'pre_logits')}))
-        paired.write(str(out), rows)
-        print(rows[-1], flush=True)
-        gc.collect()
-    for out_feature in ('final_conv', 'pre_logits'):
+    """Export all of them, on both maps."""
+    rows = of_each_module(
+        __doc__, 'to_timm.json',
+        lambda name: {kind: measure(name, kind) for kind in FEATURES},
+        lambda row: all({'logits', 'refused'} & row[kind].keys()
+                        for kind in FEATURES))
+    for out_feature in FEATURES:
         good = [row[out_feature] for row in rows
                 if 'logits' in row[out_feature]]
         print(f'{out_feature}: {len(good)} of {len(rows)}, largest '
