@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,17 @@ def check_installed(*modules: str) -> None:
 
 def traced(module: nn.Module, example: tuple[torch.Tensor, ...],
            inputs: Sequence[str] = ('images', ),
-           outputs: Sequence[str] = ('scores', )) -> 'onnx.ModelProto':
-    """A module as an ONNX model, with a dynamic batch.
+           outputs: Sequence[str] = ('scores', ),
+           any_batch: bool = True) -> 'onnx.ModelProto':
+    """A module as an ONNX model.
 
     Args:
         module: As of :func:`write_onnx`, as are the others.
         example: Its inputs.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
+        any_batch: Whether batches have any size, or that of ``example``,
+            which takes half the time.
 
     Raises:
         ImportError: If onnx or onnxscript is not installed.
@@ -76,26 +80,29 @@ def traced(module: nn.Module, example: tuple[torch.Tensor, ...],
     import onnx
 
     module, example = fixed_copy(module), tuple(x.cpu() for x in example)
-    model = _exported(module, example, inputs, outputs)
+    sizes = ({0: torch.export.Dim('batch')}, ) * len(example)
+    export = partial(_exported, module, example, inputs, outputs,
+                     sizes if any_batch else None)
+    model = export()
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError:
         # onnxscript 0.7 loses a bound where it joins two clips (ghostnet)
-        model = _exported(module, example, inputs, outputs, optimize=False)
+        model = export(optimize=False)
     return model
 
 
 def _exported(module: nn.Module, example: tuple[torch.Tensor, ...],
               inputs: Sequence[str], outputs: Sequence[str],
-              optimize: bool = True) -> 'onnx.ModelProto':
-    sizes = {0: torch.export.Dim('batch')}
+              sizes: tuple | None, optimize: bool = True
+              ) -> 'onnx.ModelProto':
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             program = torch.onnx.export(
                 module, example,
                 input_names=list(inputs), output_names=list(outputs),
-                dynamic_shapes=(sizes, ) * len(example), optimize=optimize,
+                dynamic_shapes=sizes, optimize=optimize,
                 dynamo=True, verbose=False, external_data=False)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         cause: BaseException = error

@@ -2,12 +2,10 @@
 
 import io
 import logging
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, redirect_stderr
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -164,33 +162,33 @@ def _compiled(module: nn.Module, images: Tensor, amp: bool) -> Engine:
 
 
 def _onnxruntime(module: nn.Module, images: Tensor, amp: bool) -> Engine:
-    from ..export.onnx import open_onnx, write_onnx
+    from ..export.onnx import session, traced
     if amp:
         raise ValueError('it computes in float32: leave amp out')
     log = logging.getLogger('torch.fx.experimental.symbolic_shapes')
-    level = log.level
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
         # the reason is in the error; torch prints pages of the graph
         stack.enter_context(redirect_stderr(io.StringIO()))
-        stack.callback(log.setLevel, level)
+        stack.callback(log.setLevel, log.level)
         log.setLevel(logging.ERROR)
-        path = Path(folder) / 'network.onnx'
-        # two images, or torch takes the batch for fixed
-        write_onnx(module, (torch.cat([images[:2]] * 2)[:2], ), path)
-        session = open_onnx(path, torch.get_num_threads())
+        # a batch of any size takes torch twice as long
+        model = traced(module, (images, ), any_batch=False)
+    opened = session(model.SerializeToString(), 'the network',
+                     torch.get_num_threads())
     import onnxruntime
-    (given, ), (taken, ) = session.get_inputs(), session.get_outputs()
-    size = images.shape[1:]
+    (given, ), (taken, ) = opened.get_inputs(), opened.get_outputs()
+    size, *shape = images.shape
 
     def run(images: Tensor) -> Tensor:
-        if images.shape[1:] != size:
+        if list(images.shape[1:]) != shape:
             warnings.warn('images of another size than the first ones: eager '
                           'torch runs them.', stacklevel=2)
             return module(images)
-        (found, ) = session.run(
-            [taken.name], {given.name: images.float().cpu().numpy()})
-        return torch.from_numpy(found)
+        filled = torch.zeros(-(-len(images) // size) * size, *shape)
+        filled[:len(images)] = images
+        return torch.cat([torch.from_numpy(
+            opened.run([taken.name], {given.name: few.numpy()})[0])
+            for few in filled.split(size)])[:len(images)]
     return Engine(f'onnxruntime {onnxruntime.__version__}', run)
 
 
