@@ -274,6 +274,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2,
         save_best='auto'),
+    sync_buffers=dict(type='SyncBuffersHook'),
     binding=dict(type='BindPipelineHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 visualizer = dict(

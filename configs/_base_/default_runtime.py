@@ -11,6 +11,8 @@ default_hooks = dict(
         max_keep_ckpts=2,
         save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # several processes: what is validated is what is saved
+    sync_buffers=dict(type='SyncBuffersHook'),
     binding=dict(type='BindPipelineHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 
