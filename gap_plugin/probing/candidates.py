@@ -113,8 +113,9 @@ class Candidates:
         if self.linear and options.keys() == {'max_norm'}:
             # the same for all at once, of no use to one alone
             parts = [whole.grad.flatten(1) for whole, _ in self.stacks]
-            norms = torch.stack([part.norm(dim=1) for part in parts]).norm(
-                dim=0)
+            norm = torch.linalg.vector_norm  # Tensor.norm takes longer
+            norms = norm(torch.stack([norm(part, dim=1) for part in parts]),
+                         dim=0)
             share = options['max_norm'] / (norms + 1e-6)
             for part in parts:
                 part.mul_(share.clamp(max=1)[:, None])
