@@ -77,6 +77,8 @@ def test_what_others_print_is_not_swallowed(capsys):
 
 @pytest.mark.parametrize('option, part', [
     ('foo', "'foo' is not KEY=VALUE"), ('a=[1,(2', 'is not KEY=VALUE'),
+    ('a=[dict(b=1,c=2)]', 'is not KEY=VALUE'),
+    ('optim_wrapper.optimizer.type=AdmaW', 'no optimizer is registered'),
     ('max_epochs=7', "has no 'max_epochs'"),
     ('modle.neck=None', "did you mean 'model'?"),
 ])
