@@ -175,6 +175,16 @@ def test_the_tool_tells_all_results_in_one_table(tmp_path):
                          text), row
 
 
+def test_no_results_of_an_earlier_probe_lie_beside_the_weights(tmp_path):
+    args = (OURS / 'linear_probe.py', DIGITS, '--work-dir', tmp_path,
+            '--epochs', 1, '--freeze')
+    python(*args)
+    assert (tmp_path / 'linear_probe.csv').is_file()
+    python(*args, '--no-validate')
+    assert not (tmp_path / 'linear_probe.csv').exists()
+    assert (tmp_path / 'linear_probe.pth').is_file()
+
+
 def test_a_backbone_that_is_trained_is_refused_and_explained(tmp_path):
     model, _ = digits()
     with pytest.raises(ValueError, match=r'not frozen \(\d+ parameters are '
