@@ -21,6 +21,18 @@ def train(folder, *options, ok=True, flags=()):
                 prog='gap-plugin train')
 
 
+def test_a_resumed_run_that_is_worse_tells_what_its_best_file_gives(
+        tmp_path):
+    train(tmp_path)
+    text = train(tmp_path, 'train_cfg.max_epochs=2',
+                 'val_evaluator.thrs=[1.0]', flags=['--resume'])
+    assert re.search(r'^epoch 2/2 .* accuracy/top1 0\.00$', text, re.M)
+    told, file, _ = text.splitlines()[-3:]
+    assert file.endswith('best_accuracy_top1_epoch_1.pth')
+    text = main('test', 'digits/test_nfnet', file, '--work-dir', tmp_path)
+    assert told in text.splitlines() and told != 'accuracy/top1 0.00'
+
+
 def test_a_flexible_runner_has_its_header_and_is_tested(tmp_path):
     text = train(tmp_path, 'runner_type=FlexibleRunner')
     assert re.search(r'^network  test_nfnet, 0\.19 M parameters', text, re.M)
@@ -77,6 +89,8 @@ def test_what_others_print_is_not_swallowed(capsys):
 
 @pytest.mark.parametrize('option, part', [
     ('foo', "'foo' is not KEY=VALUE"), ('a=[1,(2', 'is not KEY=VALUE'),
+    ('a=[dict(b=1,c=2)]', 'is not KEY=VALUE'),
+    ('optim_wrapper.optimizer.type=AdmaW', 'no optimizer is registered'),
     ('max_epochs=7', "has no 'max_epochs'"),
     ('modle.neck=None', "did you mean 'model'?"),
 ])

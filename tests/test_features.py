@@ -584,6 +584,14 @@ def test_what_cannot_be_stored_is_refused_ahead_of_the_pass(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_config_without_a_test_pipeline_is_told_so(tmp_path):
+    model, cfg = digits({'val_dataloader': None, 'test_dataloader': None})
+    with pytest.raises(ValueError) as info:
+        extract(model, cfg, 'train', tmp_path / 'train')
+    assert one_line(info).startswith(
+        'the config has no test_dataloader and no val_dataloader, whose')
+
+
 def folder_of_images(root, bad):
     for label in 'ab':
         (root / label).mkdir(parents=True)

@@ -175,6 +175,16 @@ def test_the_tool_tells_all_results_in_one_table(tmp_path):
                          text), row
 
 
+def test_no_results_of_an_earlier_probe_lie_beside_the_weights(tmp_path):
+    args = (OURS / 'linear_probe.py', DIGITS, '--work-dir', tmp_path,
+            '--epochs', 1, '--freeze')
+    python(*args)
+    assert (tmp_path / 'linear_probe.csv').is_file()
+    python(*args, '--no-validate')
+    assert not (tmp_path / 'linear_probe.csv').exists()
+    assert (tmp_path / 'linear_probe.pth').is_file()
+
+
 def test_a_backbone_that_is_trained_is_refused_and_explained(tmp_path):
     model, _ = digits()
     with pytest.raises(ValueError, match=r'not frozen \(\d+ parameters are '
@@ -374,6 +384,8 @@ VARIANTS = {
         paramwise_cfg=dict(layer_decay_rate=.5))}, True),
     'another head': ({'model.head': dict(
         type='ArcFaceClsHead', num_classes=3, in_channels=16)}, False),
+    'a loss of each row': ({'model.head.loss': dict(
+        type='CrossEntropyLoss', reduction='none')}, True),
     'a loss that learns': ({'model.head.loss': dict(type='_Learns')}, False),
 }
 if 'decoupled_weight_decay' in torch.optim.Adam(
@@ -614,6 +626,8 @@ def test_data_that_folds_cannot_be_made_of_is_named(tmp_path):
     assert result.setting['lr'] == 1e-2
     assert logistic(rare, rare)['cv'] > 60
     one = fake_store(tmp_path / 'one', [0] * 10 + [1])
+    with pytest.raises(ValueError, match='make 12 folds: ask for fewer; or'):
+        logistic(one, one, 12)
     with pytest.raises(ValueError, match='without one of the folds, all'):
         logistic(one, one)
     several = fake_store(tmp_path / 'several', np.eye(3)[labels], 16)
@@ -937,6 +951,28 @@ def test_a_lone_row_of_a_fold_spoils_no_cross_validation(tmp_path):
     # 48 rows make folds of 16: 32 are left, one more than a batch
     probe(model, cfg, train, val, epochs=1, fold_count=3,
           settings=grid([1e-3, 1e-2], None))
+
+
+@pytest.mark.parametrize('count', [2, 5])
+def test_a_batch_of_all_images_allows_a_cross_validation(tmp_path, count):
+    # as new-config writes it for few images
+    train, val = small_stores(tmp_path)
+    model, cfg = digits({**SIXTEEN, 'train_dataloader.batch_size': 48,
+                         'train_dataloader.drop_last': True})
+    result = probe(model, cfg, train, val, epochs=2, fold_count=count,
+                   settings=grid([1e-3, 1e-1], None))
+    assert result.setting['lr'] == 1e-1
+    assert result.table[1]['value'] > 60
+
+
+def test_a_rate_that_the_schedule_writes_over_is_refused(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits({**SIXTEEN, 'param_scheduler': [dict(
+        type='OneCycleLR', eta_max=1e-2, total_steps=12)]})
+    for settings in (grid([1e-3], None), grid([1e-3, 1e-2], [0., .1])):
+        with pytest.raises(ValueError, match='sets lr by its own eta_max'):
+            probe(model, cfg, train, val, epochs=2, settings=settings)
+    probe(model, cfg, train, val, epochs=2, settings=grid(None, [0., .1]))
 
 
 def test_flags_that_contradict_each_other_are_named():

@@ -77,6 +77,10 @@ def one_line(error: BaseException, parser: argparse.ArgumentParser) -> str:
         # what MMEngine says where it packs the samples of a dataset
         text = ('a dataset of the config has no images: check its data_root '
                 'and ann_file.')
+    if text == 'None is not a callable object':
+        # where MMEngine looks for the arguments of an optimizer
+        text = ('no optimizer is registered by that name: correct '
+                'optim_wrapper.optimizer.type, or install what has it.')
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0]).strip().splitlines()[0].split('. ')[0]
     # MMEngine wraps what a part raises in the place where it stands

@@ -24,7 +24,8 @@ class ConsoleHook(Hook):
 
     Attributes:
         metrics (dict): Of the last validation or test.
-        best (dict): Of the epoch whose checkpoint is the best one.
+        best (dict): Of the epoch whose checkpoint is the best one, if that
+            is one of this run and not of the one that it resumes.
         not_finite (list): Where in the training the loss was NaN or infinite.
     """
 
@@ -47,6 +48,10 @@ class ConsoleHook(Hook):
         """Print what the run is about."""
         if self.about is not None:
             header(self.about(runner))
+
+    def before_train(self, runner: Runner) -> None:
+        """Note the best file of the run that is resumed, if one is."""
+        self._best_file = runner.message_hub.runtime_info.get('best_ckpt')
 
     def _open(self, total: int, what: str) -> None:
         self._close()

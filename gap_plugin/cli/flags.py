@@ -31,7 +31,7 @@ class _Options(DictAction):
         for value in values:  # each is added to those ahead of it
             try:
                 super().__call__(parser, namespace, [value], option_string)
-            except (AssertionError, ValueError):
+            except (AssertionError, RecursionError, ValueError):
                 raise argparse.ArgumentError(
                     self, f'{value!r} is not KEY=VALUE, with lists as '
                     'key="[a,b]"') from None

@@ -222,6 +222,8 @@ def _probe(cfg: Config, args: argparse.Namespace) -> None:
                                stores.items()}) + others
     if rows:
         write(rows, path.with_suffix('.csv'))
+    else:  # those of an earlier probe are not of these weights
+        path.with_suffix('.csv').unlink(missing_ok=True)
     if args.test and _same(stores):
         console.warn('the test images are the validation images: what was '
                      'chosen by them is no figure of unseen data.')

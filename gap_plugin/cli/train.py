@@ -145,8 +145,11 @@ def _train(cfg: Config, args: argparse.Namespace) -> None:
     runner.train()
     known = runner.message_hub.runtime_info
     file = known.get('best_ckpt') or known.get('last_ckpt')
+    key, metrics = _chosen_by(runner), shown.best or shown.metrics
+    if known.get('best_ckpt') and not shown.best and key in metrics:
+        metrics = {key: known['best_score']}  # of the run that was resumed
     console.result(
-        shown.best or shown.metrics, _chosen_by(runner), file,
+        metrics, key, file,
         f'gap-plugin test {shlex.quote(args.config)} '
         f'{shlex.quote(console.short(file))}'
         f'{console.typed(args, "work_dir")}' if file else None)

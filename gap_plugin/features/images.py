@@ -33,16 +33,19 @@ def loader_config(cfg: Config, split: str, augmented: bool = False) -> dict:
         augmented: Whether its own pipeline is kept.
 
     Raises:
-        ValueError: If the config has no such split.
+        ValueError: If the config has no such split, or no test pipeline.
     """
     if split not in SPLITS:
         raise ValueError(f'split must be one of {SPLITS}, got {split!r}.')
     loader = cfg.get(f'{split}_dataloader')
     plain = cfg.get('test_dataloader') or cfg.get('val_dataloader')
-    if loader is None or plain is None:
-        raise ValueError(f'the config has no {split}_dataloader, or none to '
-                         'take the test pipeline from: add it, or leave '
-                         f'{split!r} out.')
+    if loader is None:
+        raise ValueError(f'the config has no {split}_dataloader: add it, or '
+                         f'leave {split!r} out.')
+    if plain is None:
+        raise ValueError('the config has no test_dataloader and no '
+                         'val_dataloader, whose pipeline the images of '
+                         f'{split!r} are read by: add one.')
     loader, plain = loader.to_dict(), plain.to_dict()
     loader['batch_size'] = plain['batch_size']
     dataset, pipeline = loader['dataset'], plain['dataset']

@@ -1,7 +1,7 @@
 """Neck and head of a classifier, once for each setting."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from mmpretrain.models import ImageClassifier
@@ -18,12 +18,12 @@ from torch.nn import functional
 
 from ..models import BNNeck, LinearHead
 from ..models.checks import check_width
-from .parts import necks_of, norm_of
+from .parts import necks_of, norm_of, of_setting
 
 #: Heads whose logits are those of their layer ``fc``.
 _LINEAR = (LinearHead, LinearClsHead, MultiLabelLinearClsHead)
 
-#: Losses that are a sum over rows, divided by ``avg_factor``.
+#: Losses whose mean is a sum over rows, divided by ``avg_factor``.
 _BY_ROW = (CrossEntropyLoss, LabelSmoothLoss)
 
 
@@ -145,12 +145,12 @@ class Candidates:
             return dict(found[-1][1], loss=sum(loss for loss, _ in found))
         module = self.models[0].head.loss_module
         logits, count = self.logits(x), len(self.models)
-        if count == 1 or type(module) in _BY_ROW:
+        if type(module) in _BY_ROW and module.reduction == 'mean':
             return dict(loss=module(
-                logits.flatten(0, 1), labels if count == 1 else
-                labels.repeat_interleave(count, 0), avg_factor=len(x)))
+                logits.flatten(0, 1), labels.repeat_interleave(count, 0),
+                avg_factor=len(x)))
         return dict(loss=sum(
-            model.head.loss_module(one, labels, avg_factor=len(x)) for
+            model.head.loss_module(one, labels, avg_factor=len(x)).mean() for
             model, one in zip(self.models, logits.unbind(1), strict=True)))
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -186,6 +186,17 @@ class Candidates:
         """Whether each has a weight that is not finite."""
         return [not all(p.isfinite().all() for p in model.parameters())
                 for model in self.models]
+
+
+def candidates(short: nn.Module, settings: Mapping[str, dict]
+               ) -> Iterator[tuple[Candidates, dict[str, dict]]]:
+    """Copies to train, with and without normalisation, and their settings."""
+    for norm in (True, False):
+        part = {name: setting for name, setting in settings.items()
+                if setting.get('norm', True) is norm}
+        if part:
+            yield Candidates(of_setting(
+                copy.deepcopy(short), dict(norm=norm)), len(part)), part
 
 
 def _samples(labels: torch.Tensor) -> list[DataSample]:

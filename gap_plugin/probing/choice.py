@@ -72,8 +72,8 @@ def folds(labels: np.ndarray, names: np.ndarray, count: int,
                                 return_inverse=True)
     if len(first) < count:
         raise ValueError(f'{len(first)} training images do not make {count} '
-                         'folds: give one setting, or choose by the '
-                         "validation split with select='val'.")
+                         'folds: ask for fewer; or for none, by one setting '
+                         "or select='val', and without logistic.")
     order = np.random.default_rng(seed).permutation(len(first))
     if labels.ndim == 1:  # a class after the other
         order = order[np.argsort(labels[first][order], kind='stable')]

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Collection
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -148,6 +149,22 @@ def tell_left_out(cfg: Config, model: nn.Module) -> None:
     if found:
         print_log(f'left out of the probe: {", ".join(found)}.', 'current',
                   logging.WARNING)
+
+
+def check_settings(cfg: Config, settings: Collection[dict]) -> None:
+    """Refuse settings that a scheduler of the config would write over.
+
+    Raises:
+        ValueError: Which one.
+    """
+    for one in _schedulers(cfg):
+        key = one.get('param_name', 'lr')
+        if 'OneCycle' in str(one['type']) and any(
+                key in setting for setting in settings):
+            raise ValueError(
+                f'the one-cycle schedule of the config sets {key} by its own '
+                f'eta_max, so that no other {key} would count: give none, or '
+                'take another param_scheduler.')
 
 
 def schedulers(cfg: Config) -> list[dict]:

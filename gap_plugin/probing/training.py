@@ -1,7 +1,6 @@
 """Neck and head of a config, trained on stored features."""
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,17 @@ from torch import nn
 from ..features.images import check_split, refuse_unlabelled
 from ..features.store import FeatureStore
 from ..progress import bar
-from .candidates import Candidates
+from .candidates import Candidates, candidates
 from .choice import Score, folds
 from .curves import curves
 from .metrics import evaluate, numbers
-from .optimiser import optimiser, schedulers, tell_left_out, update
+from .optimiser import (
+    check_settings,
+    optimiser,
+    schedulers,
+    tell_left_out,
+    update,
+)
 from .parts import of_setting, probe_model
 from .rows import Batches, Rows
 from .schedule import Schedule
@@ -103,6 +108,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
         if used and not cfg.get(key):
             raise ValueError(f'the config has no {key}, which this probe '
                              'needs: add it.')
+    check_settings(cfg, settings.values())
     for split, store in (('train', views[0]), ('val', val), ('test', test)):
         if store is not None:
             refuse_unlabelled(store.labels, split)
@@ -165,8 +171,8 @@ class _Run:
                         loader.batch_size)
 
     def train(self, trained: Candidates, settings: Mapping[str, dict],
-              rows: Rows, val_rows: Rows | None = None,
-              told: str = 'probe',
+              rows: Rows, val_rows: Rows | None = None, *,
+              size: int | None = None, told: str = 'probe',
               after: Callable[[int, list[dict]], None] | None = None
               ) -> list[dict[str, float]]:
         """Train from the weights that are there.
@@ -176,6 +182,7 @@ class _Run:
             settings: Of each of them.
             rows: What it is trained on.
             val_rows: What it is evaluated on after every epoch.
+            size: Rows of a batch; None for that of the config.
             told: Stands ahead of the progress bar.
             after: Called with the number of each epoch and its metrics.
 
@@ -183,7 +190,9 @@ class _Run:
             Metrics of the last epoch.
         """
         torch.manual_seed(self.seed)
-        batches = Batches(self.cfg.train_dataloader, rows, self.seed)
+        loader = self.cfg.train_dataloader
+        batches = Batches(dict(loader, batch_size=size or loader.batch_size),
+                          rows, self.seed)
         steps = self.epochs * len(batches)
         wrapper = optimiser(trained, self.cfg, list(settings.values()))
         wrapper.initialize_count_status(nn.Identity(), 0, steps)
@@ -250,7 +259,7 @@ class _Run:
                     kept[:] = score, name, {key: value.clone() for key, value
                                             in model.state_dict().items()}
 
-        for trained, part in _candidates(short, settings):
+        for trained, part in candidates(short, settings):
             self.train(trained, part, rows, val_rows, after=after)
         _, chosen, state = kept
         of_setting(short, settings[chosen]).load_state_dict(state)
@@ -266,11 +275,12 @@ class _Run:
         found = []
         for k in range(count):
             seen = np.flatnonzero(fold != k)
-            if len(seen) % self.cfg.train_dataloader.batch_size == 1:
+            size = min(self.cfg.train_dataloader.batch_size, len(seen))
+            if len(seen) % size == 1:
                 seen = seen[1:]  # no batch norm is trained on a lone row
             of_each = {}
-            for trained, part in _candidates(short, settings):
-                self.train(trained, part, rows.subset(seen),
+            for trained, part in candidates(short, settings):
+                self.train(trained, part, rows.subset(seen), size=size,
                            told=f'fold {k + 1}/{count}')
                 of_each.update(zip(part, self.evaluate(
                     trained, rows.subset(np.flatnonzero(fold == k))),
@@ -286,14 +296,3 @@ class _Run:
                 std=float(np.std(values)), split=f'train, {count} folds',
                 epoch=self.epochs, kept=name == kept))
         return kept, table
-
-
-def _candidates(short: nn.Module, settings: Mapping[str, dict]
-                ) -> Iterator[tuple[Candidates, dict[str, dict]]]:
-    """Copies to train, with and without normalisation, and their settings."""
-    for norm in (True, False):
-        part = {name: setting for name, setting in settings.items()
-                if setting.get('norm', True) is norm}
-        if part:
-            yield Candidates(of_setting(
-                copy.deepcopy(short), dict(norm=norm)), len(part)), part
