@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import CenterCrop, Resize
-from mmpretrain.datasets.transforms import ResizeEdge
 from PIL import Image
 from torch import nn
 
@@ -59,9 +58,9 @@ class PhotoGraph:
         self.nodes: list[Any] = []
         x = self._op('Transpose', 'images', perm=[0, 3, 1, 2])
         for step in steps:
-            x = {Resize: self._resize, ResizeEdge: self._resize_edge,
-                 CenterPad: self._pad, CenterCrop: self._crop}[type(step)](
-                     step, x)
+            x = {Resize: self._resize, CenterPad: self._pad,
+                 CenterCrop: self._crop}.get(
+                     type(step), self._resize_edge)(step, x)
         # readers infer no shape behind a crop
         x = self._op('Reshape', x, self._integers(0, *shape))
         if shape[0] == 3 and not takes_rgb(preprocessor):
@@ -137,7 +136,7 @@ class PhotoGraph:
                         coordinate_transformation_mode='half_pixel',
                         exclude_outside=1, **_RESIZE[how])
 
-    def _resize_edge(self, step: ResizeEdge, x: str) -> str:
+    def _resize_edge(self, step: Any, x: str) -> str:
         sides = self._sides(x)
         edge = self._op('Min' if step.edge == 'short' else 'Max', *sides)
         scale = self._integers(step.scale)

@@ -7,7 +7,6 @@ import mmengine.dataset
 import numpy as np
 import torch
 from mmcv.transforms import CenterCrop, Compose, Resize
-from mmpretrain.datasets.transforms import PackInputs, ResizeEdge
 from mmpretrain.models import ClsDataPreprocessor
 from torch import nn
 
@@ -37,6 +36,7 @@ def split_pipeline(pipeline: Any) -> tuple[list[Any], list[Any], Any]:
     Raises:
         ValueError: If it is not timm's: with the transform that is not.
     """
+    from mmpretrain.datasets.transforms import PackInputs  # slow, and prints
     steps = list(_flat(pipeline))
     loading = steps[:1] if steps and isinstance(
         steps[0], LoadTimmImage) else []
@@ -62,6 +62,7 @@ def _flat(pipeline: Any) -> Iterator[Any]:
 
 def _unlike_timm(step: Any) -> str | None:
     """Why a transform is none of timm's for testing, if it is not."""
+    from mmpretrain.datasets.transforms import ResizeEdge
     name = type(step).__name__
     if type(step) is CenterPad:
         return None

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from mmcv.transforms import CenterCrop, Resize
-from mmpretrain.datasets.transforms import ResizeEdge
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -98,6 +97,7 @@ def settings_of(steps: Sequence[Any], own: DataSettings
 def _guesses(steps: Sequence[Any], own: DataSettings
              ) -> Iterator[DataSettings]:
     """What they may be, by the first and the last one."""
+    from mmpretrain.datasets.transforms import ResizeEdge
     if not steps or type(steps[-1]) is not CenterCrop:
         return
     first, (width, height) = steps[0], steps[-1].crop_size
