@@ -88,12 +88,18 @@ def optim_wrapper_text(recipe: str, scratch: bool) -> str:
     """
     chosen = RECIPES[recipe]
     rate = _RATE_FROM_SCRATCH if scratch else chosen.rate
-    paramwise = '' if scratch or chosen.backbone else """\
+    paramwise = """\
+    constructor='FinetuneOptimWrapperConstructor',
+    # On a frozen network, few features need a higher rate than many.
+    paramwise_cfg=dict(lr_width=1280),
+""" if chosen.backbone else '' if scratch else """\
     constructor='FinetuneOptimWrapperConstructor',
     # Neck and head are new, and ahead of the backbone; of a transformer, the
-    # blocks near the image are slower than those near the head.
+    # blocks near the image are slower than those near the head. On a frozen
+    # network, few features need a higher rate than many.
     paramwise_cfg=dict(
-        head_lr_mult=10., layer_decay_rate='auto', flat_decay_mult=0.),
+        head_lr_mult=10., layer_decay_rate='auto', flat_decay_mult=0.,
+        lr_width=1280),
 """
     return f"""optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr={rate}, weight_decay={chosen.decay}),

@@ -112,13 +112,28 @@ def test_blocks_of_a_transformer_have_the_rates_of_timm(config):
     assert {n.split('.')[0] for n in found} == {'neck', 'head'}
 
 
-def test_a_head_alone_has_the_plain_rate(config):
-    model, optimizer = built(
-        config(), **{'model.backbone.frozen_stages': 'all'})
-    assert {rate for rate, _ in settings(model, optimizer).values()} == {RATE}
-    model, optimizer = built(config('test_resnet', '--recipe', 'linear',
-                                    name='linear'))
-    assert set(settings(model, optimizer).values()) == {(3e-4, 0)}
+def test_a_head_alone_has_the_rate_of_its_width(config):
+    """Few features need a higher one: 3e-4 is that of 1280."""
+    for recipe, options, decay in (
+            ('finetune', {'model.backbone.frozen_stages': 'all'}, DECAY),
+            ('linear', {}, 0)):
+        model, optimizer = built(config(
+            'test_resnet', '--recipe', recipe, name=recipe), **options)
+        assert model.head.in_channels == 96
+        found = settings(model, optimizer)
+        rate, own = found.pop('head.fc.weight')
+        assert (rate, own) == (pytest.approx(RATE * 1280 / 96), decay)
+        assert {rate for rate, _ in found.values()} == {RATE}
+    assert RATE == 3e-4
+
+
+def test_what_is_frozen_is_not_listed(config, tmp_path, capfd):
+    """The header says how many parameters are trained."""
+    path = config('test_resnet', '--recipe', 'linear')
+    train.main([str(path), '--work-dir', str(tmp_path / 'w'),
+                '--cfg-options', 'train_cfg.max_epochs=1'])
+    text = ''.join(capfd.readouterr())
+    assert '0.00 M of them trained' in text and 'requires_grad' not in text
 
 
 def test_without_weights_all_learn_alike(folder, tmp_path):
@@ -195,6 +210,8 @@ def test_backbones_of_the_host(backbone, norm, last):
     (dict(head_lr_mult=0), 'head_lr_mult'),
     (dict(head_lr_mult='10'), 'head_lr_mult'),
     (dict(head_lr_mult=math.nan), 'head_lr_mult'),
+    (dict(lr_width=0), 'lr_width'),
+    (dict(lr_width=True), 'lr_width'),
     (dict(layer_decay_rate=1.5), 'layer_decay_rate'),
     (dict(layer_decay_rate=True), 'layer_decay_rate'),
 ])

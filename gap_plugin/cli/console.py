@@ -61,7 +61,8 @@ _IDLE = re.compile(
     r'Corrupt EXIF|Importing from timm|.*deprecated|.*will be removed|'
     r'Overwriting .* in registry|Unable to import dependency|'
     r'init_weights of|Loads checkpoint by|Setting \w+_NUM_THREADS|'
-    r'.*for pillow backend|.* instance named of')
+    r'.*for pillow backend|.* instance named of|'
+    r'.* is skipped since its requires_grad=False')
 
 #: What a terminal would obey, were it in the name of a folder.
 _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')

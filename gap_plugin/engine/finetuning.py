@@ -13,7 +13,7 @@ from ..timm_network import is_transformer
 #: Of transformers, as in the fine-tuning of BEiT, MAE and DINOv2.
 LAYER_DECAY = 0.75
 
-_KEYS = ('head_lr_mult', 'layer_decay_rate', 'custom_keys',
+_KEYS = ('head_lr_mult', 'layer_decay_rate', 'lr_width', 'custom_keys',
          'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
          'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
          'bypass_duplicate')
@@ -30,7 +30,9 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Where the backbone is trained, what lies outside of it has
     ``head_lr_mult`` times the rate of ``optimizer``: new layers that are as
     slow as pretrained ones spoil those. Where it is not (a frozen one, a
-    probe), neck and head have the plain rate.
+    probe), neck and head have the plain rate, but for ``lr_width``: Adam
+    moves each weight alike, so that a logit of few features moves too slowly
+    at a rate that is right for many (as in https://arxiv.org/abs/2203.03466).
 
     A parameter of the backbone has the rate times ``layer_decay_rate ** d``,
     ``d`` being 0 in its last part, 1 in the one ahead of that, and so on, by
@@ -46,6 +48,10 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             - ``layer_decay_rate``: over 0, 1 at most. ``'auto'``: 0.75 for
               transformers that tell the depth of their layers, 1 (the
               default) for others.
+            - ``lr_width``: the width of features that ``lr`` is right for,
+              where the backbone is not trained: a matrix of neck or head
+              that takes C features has ``lr_width / C`` times the rate. By
+              default it has the plain one.
             - ``flat_decay_mult`` reaches what timm lets no decay reach, too,
               such as position embeddings (``no_weight_decay``); what
               ``custom_keys`` name goes by these.
@@ -67,9 +73,12 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                              f'{", ".join(_KEYS)}.')
         self._ahead = self.paramwise_cfg.get('head_lr_mult', 1.)
         self._decay = self.paramwise_cfg.get('layer_decay_rate', 1.)
-        if not _positive(self._ahead):
-            raise ValueError(f'head_lr_mult of {name} must be a number over '
-                             f'0, got {self._ahead!r}.')
+        self._width = self.paramwise_cfg.get('lr_width')
+        for key, value in (('head_lr_mult', self._ahead),
+                           ('lr_width', self._width)):
+            if not (_positive(value) or key == 'lr_width' and value is None):
+                raise ValueError(f'{key} of {name} must be a number over 0, '
+                                 f'got {value!r}.')
         if self._decay != 'auto' and not (
                 _positive(self._decay) and self._decay <= 1):
             raise ValueError(f"layer_decay_rate of {name} must be 'auto', or "
@@ -98,6 +107,11 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             (inside if id(group['params'][0]) in names else
              outside).append(group)
         if not inside:
+            for group in outside if self._width else ():
+                (value, ) = group['params']
+                if value.ndim > 1:
+                    group['lr'] = (group.get('lr', self.base_lr)
+                                   * self._width / value[0].numel())
             return
         for group in outside:
             group['lr'] = group.get('lr', self.base_lr) * self._ahead
