@@ -17,10 +17,11 @@ from ..messages import first_line
 ENGINES = ('auto', 'torch', 'compile', 'onnxruntime')
 #: Largest difference from eager torch, relative to the largest output.
 TOLERANCE = 1e-4
-#: Images of the first batch that an engine is compared on.
+#: Images of the first batch that engines are compared and timed on; a batch
+#: of onnxruntime.
 COMPARED = 16
-#: Seconds that eager torch must need for all images for an export to pay.
-#: An export takes about 5 s on idle cores, and saves a quarter of them.
+#: Seconds that torch must need for all images for an export to be tried. It
+#: takes about 5 s on idle cores, and saves from nothing to three quarters.
 EXPORT_PAYS = 20.
 #: Images from which on a GPU makes good for the minute that compiling takes.
 COMPILING_PAYS = 500_000
@@ -59,14 +60,14 @@ def fastest(module: nn.Module, images: Tensor, *, engine: str = 'auto',
         module: Takes preprocessed images ``(N, C, H, W)``, gives ``(N, D)``.
             It is put into eval mode and otherwise left as it is.
         images: The first batch.
-        engine: One of :data:`ENGINES`. ``'auto'`` is onnxruntime on a CPU
-            where it is installed and there are enough images, compiled
-            channels-last on a GPU for very many, else channels-last.
+        engine: One of :data:`ENGINES`. ``'auto'`` is channels-last; on a CPU
+            onnxruntime, where it is installed, there are enough images, and
+            it turns out to be faster; on a GPU compiled for very many.
         amp: Whether to run under autocast; not by onnxruntime.
         count: Number of images that there will be, None for very many.
 
     Returns:
-        The engine. Under ``'auto'``, eager torch takes the place of what
+        The engine. Under ``'auto'``, the next best takes the place of what
         fails or differs by more than :data:`TOLERANCE`, with a warning.
 
     Raises:
@@ -83,23 +84,40 @@ def fastest(module: nn.Module, images: Tensor, *, engine: str = 'auto',
         return eager
     few = images[:COMPARED]
     wanted = eager(few)
-    kind = (_choose(eager, few, amp, count) if engine == 'auto' else engine)
-    try:
-        found = _MAKERS[kind](module, images, amp)
-        differs = _difference(found(few), wanted)
-        allowed = _allowed(module, few, wanted, amp)
-        if not differs <= allowed:
-            raise ValueError(
-                f'its outputs differ from those of eager torch by '
-                f'{differs:.1e} of the largest, {allowed:.1e} is allowed')
-    except Exception as error:  # noqa: BLE001 exporters raise all kinds
-        why = f'{kind} does not run this network: {first_line(error)[:200]}'
-        if engine != 'auto':
+
+    def made(kind: str, otherwise: Engine = eager) -> Engine:
+        try:
+            found = _MAKERS[kind](module, few, amp)
+            differs = _difference(found(few), wanted)
+            allowed = _allowed(module, few, wanted, amp)
+            if not differs <= allowed:
+                raise ValueError(
+                    f'its outputs differ from those of eager torch by '
+                    f'{differs:.1e} of the largest, {allowed:.1e} is allowed')
+        except Exception as error:  # noqa: BLE001 exporters raise all kinds
+            why = (f'{kind} does not run this network: '
+                   f'{first_line(error)[:200]}')
+            if engine == 'auto':
+                warnings.warn(f'{why}; {otherwise.name} runs it.',
+                              stacklevel=3)
+                return otherwise
             if isinstance(error, ImportError):
                 raise
             raise ValueError(f"{why}; use engine='torch' or 'auto'.") from None
-        warnings.warn(f'{why}; eager torch runs it.', stacklevel=2)
-        return eager
+        return found
+
+    if engine != 'auto':
+        return made(engine)
+    many = float('inf') if count is None else count
+    if images.device.type == 'cuda' and many >= COMPILING_PAYS:
+        return made('compile')
+    found = made('channels_last')
+    if (images.device.type == 'cpu' and not amp and _installed()
+            and many * _seconds(found, few) / len(few) >= EXPORT_PAYS):
+        exported = made('onnxruntime', found)
+        if (exported is not found  # in turn: decoders were busy before
+                and _seconds(exported, few) < _seconds(found, few)):
+            return exported
     return found
 
 
@@ -109,19 +127,11 @@ def is_of(name: str, asked: str) -> bool:
                                        and name.startswith(asked))
 
 
-def _choose(eager: Engine, images: Tensor, amp: bool,
-            count: int | None) -> str:
-    """What is fastest for so many images."""
-    many = float('inf') if count is None else count
-    if images.device.type == 'cuda':
-        return 'compile' if many >= COMPILING_PAYS else 'channels_last'
-    if images.device.type == 'cpu' and not amp and _installed():
-        start = time.perf_counter()
-        eager(images)  # once more: the first time takes longer
-        seconds = (time.perf_counter() - start) / len(images)
-        if many * seconds >= EXPORT_PAYS:
-            return 'onnxruntime'
-    return 'channels_last'
+def _seconds(engine: Engine, images: Tensor) -> float:
+    """What a batch takes, which is not the first one."""
+    start = time.perf_counter()
+    engine(images)
+    return time.perf_counter() - start
 
 
 def _installed() -> bool:
@@ -171,7 +181,7 @@ def _onnxruntime(module: nn.Module, images: Tensor, amp: bool) -> Engine:
         stack.enter_context(redirect_stderr(io.StringIO()))
         stack.callback(log.setLevel, log.level)
         log.setLevel(logging.ERROR)
-        # a batch of any size takes torch twice as long
+        # for batches of any size torch takes twice as long
         model = traced(module, (images, ), any_batch=False)
     opened = session(model.SerializeToString(), 'the network',
                      torch.get_num_threads())
