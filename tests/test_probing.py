@@ -218,6 +218,12 @@ HEADS = {
     'stock': dict(type='LinearClsHead', num_classes=3, in_channels=16),
     'smooth': dict(type='LinearHead', num_classes=3, in_channels=16,
                    loss=dict(type='LabelSmoothLoss', label_smooth_val=.1)),
+    **{kind: dict(type='LinearHead', num_classes=3, in_channels=16,
+                  loss=dict(type='CrossEntropyLoss', **loss))
+       for kind, loss in {
+           'half': dict(loss_weight=.5),
+           'of classes': dict(class_weight=[1., 2., 3.]),
+           'soft, one-hot': dict(use_soft=True)}.items()},
     'dropout': dict(type='LinearHead', num_classes=3, in_channels=16,
                     dropout=.5),
     'arcface': dict(type='ArcFaceClsHead', num_classes=3, in_channels=16),
@@ -240,7 +246,8 @@ def test_any_head_is_trained_with_its_own_loss(tmp_path, kind):
             dict(type='GAPNeck'), dict(type='BNNeck', in_channels=16)],
         'model.type': 'ImageClassifier', 'train_dataloader.batch_size': 8,
         'model.data_preprocessor': dict(
-            num_classes=3, to_onehot='sigmoid' in kind)})
+            num_classes=3,
+            to_onehot='sigmoid' in kind or 'one-hot' in kind)})
     labels = [i % 3 for i in range(21)]
     if kind == 'multi-label':
         labels = np.eye(3, dtype=np.float32)[labels]

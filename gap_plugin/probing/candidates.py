@@ -69,6 +69,7 @@ class Candidates:
             self._scale, self._shift = self._stacked(norms)
             for norm in norms[1:]:  # statistics of the same features
                 norm._buffers = norms[0]._buffers
+            self._gradients = self._in_one_tensor()
 
     def _stacked(self, layers: list[nn.Module]
                  ) -> tuple[torch.Tensor | None, ...]:
@@ -85,10 +86,19 @@ class Candidates:
                 part.data = data
             if parts[0].requires_grad:
                 self.stacks.append((whole.requires_grad_(), parts))
-                whole.grad = torch.zeros_like(whole)
-                for part, grad in zip(parts, whole.grad, strict=True):
-                    part.grad = grad
         return tuple(found)
+
+    def _in_one_tensor(self) -> torch.Tensor:
+        """Gradients of all stacks: what is done to one, takes one call."""
+        wholes = [whole for whole, _ in self.stacks]
+        flat = torch.cat([torch.zeros_like(x).flatten() for x in wholes])
+        for (whole, parts), grad in zip(
+                self.stacks, flat.split([x.numel() for x in wholes]),
+                strict=True):
+            whole.grad = grad.view_as(whole)
+            for part, own in zip(parts, whole.grad, strict=True):
+                part.grad = own
+        return flat
 
     def train(self, mode: bool = True) -> None:
         """Set the mode of all of them."""
@@ -97,11 +107,11 @@ class Candidates:
 
     def zero_grad(self) -> None:
         """Forget all gradients; those of one tensor stay its parts."""
-        for whole, _ in self.stacks:
-            whole.grad.zero_()
-        if not self.linear:
-            for model in self.models:
-                model.zero_grad()
+        if self.linear:
+            self._gradients.zero_()
+            return
+        for model in self.models:
+            model.zero_grad()
 
     def clip(self, function: Callable, options: dict) -> None:
         """Clip the gradients of each setting on its own.
@@ -111,8 +121,8 @@ class Candidates:
             options: Its arguments.
         """
         if self.linear and options.keys() == {'max_norm'}:
-            # the same for all at once, of no use to one alone
-            parts = [whole.grad.flatten(1) for whole, _ in self.stacks]
+            parts = ([self._gradients[None]] if len(self.models) == 1 else
+                     [whole.grad.flatten(1) for whole, _ in self.stacks])
             norm = torch.linalg.vector_norm  # Tensor.norm takes longer
             norms = norm(torch.stack([norm(part, dim=1) for part in parts]),
                          dim=0)
@@ -146,9 +156,14 @@ class Candidates:
         module = self.models[0].head.loss_module
         logits, count = self.logits(x), len(self.models)
         if type(module) in _BY_ROW and module.reduction == 'mean':
-            return dict(loss=module(
-                logits.flatten(0, 1), labels.repeat_interleave(count, 0),
-                avg_factor=len(x)))
+            rows = logits.flatten(0, 1)
+            labels = labels[:, None].expand(
+                -1, count, *labels.shape[1:]).flatten(0, 1)
+            if _is_plain(module):  # what is around it takes as long again
+                return dict(loss=functional.cross_entropy(
+                    rows, labels, reduction='sum')
+                    * (module.loss_weight / len(x)))
+            return dict(loss=module(rows, labels, avg_factor=len(x)))
         return dict(loss=sum(
             model.head.loss_module(one, labels, avg_factor=len(x)).mean() for
             model, one in zip(self.models, logits.unbind(1), strict=True)))
@@ -210,6 +225,12 @@ def _stock(part: nn.Module, kind: type, *names: str) -> bool:
     """Whether methods of a part are those of a class of MMPretrain."""
     return all(getattr(type(part), name, None) is getattr(kind, name)
                for name in names)
+
+
+def _is_plain(loss: nn.Module) -> bool:
+    """Whether a loss is torch's cross entropy and no more."""
+    return (type(loss) is CrossEntropyLoss and loss.class_weight is None
+            and not (loss.use_sigmoid or loss.use_soft))
 
 
 def _is_linear(model: nn.Module) -> bool:
