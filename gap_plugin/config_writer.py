@@ -263,7 +263,7 @@ val_evaluator = dict(type='Accuracy', topk={(1, 5) if data.count > 9 else (1,)
                                             !r})
 test_evaluator = val_evaluator
 
-{optim_wrapper_text(request.recipe, request.from_scratch)}\
+{optim_wrapper_text(request.recipe, request.from_scratch, data.size, batch)}\
 {schedule_text(data.size, batch, epochs)}\
 val_cfg = dict()
 test_cfg = dict()

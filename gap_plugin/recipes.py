@@ -16,28 +16,24 @@ class Recipe:
 
     Attributes:
         about: What it is, in a sentence.
-        rate: Learning rate of the backbone, or of all that is trained.
-        decay: Weight decay.
         epochs: At least, of however many images.
         backbone: Arguments of the backbone.
     """
 
     about: str
-    rate: float
-    decay: float
     epochs: int
     backbone: dict[str, object]
 
 
 RECIPES = {
     'linear': Recipe(
-        'The backbone is frozen, BN and the linear layer are trained.', 3e-4,
-        0., 20, dict(frozen_stages='all')),
-    'finetune': Recipe('All layers are trained.', 3e-4, 0.05, 10, {}),
+        'The backbone is frozen, BN and the linear layer are trained.', 20,
+        dict(frozen_stages='all')),
+    'finetune': Recipe('All layers are trained.', 10, {}),
 }
 
-#: A network without weights has nothing to spoil.
-_RATE_FROM_SCRATCH = 1e-3
+#: Of a backbone that is trained; one without weights has nothing to spoil.
+_RATE, _RATE_FROM_SCRATCH = 3e-4, 1e-3
 
 
 def epochs_of(recipe: str, images: int | None, batch: int) -> int:
@@ -79,30 +75,48 @@ def warm_up(images: int | None, batch: int, epochs: int) -> int:
     return most if most > 1 else 0  # MMEngine's takes two steps at least
 
 
-def optim_wrapper_text(recipe: str, scratch: bool) -> str:
+def on_frozen(images: int | None, batch: int) -> dict[str, float]:
+    """Rate and decay of neck and head on a frozen network of 1280 features.
+
+    What was right for the steps of 1440 images holds up to there; with more,
+    the decay falls as one over their square root, as that of AdamW does in
+    https://arxiv.org/abs/1711.05101. See configs/README.md.
+
+    Args:
+        images: Number of training images; None if not known: then 16 000.
+        batch: Images a step.
+    """
+    steps = _steps(images or 500 * batch, batch)
+    decay = min(math.sqrt(45 / steps), 1.)
+    return dict(lr=1e-3, weight_decay=float(f'{decay:.2g}'), width=1280)
+
+
+def optim_wrapper_text(recipe: str, scratch: bool, images: int | None,
+                       batch: int) -> str:
     """The optimiser of a config, as it is written.
 
     Args:
         recipe: Key of :data:`RECIPES`.
-        scratch: Whether the network has no weights.
+        scratch: Whether the network has no weights: none is ahead.
+        images: Number of training images; None if not known.
+        batch: Images a step.
     """
-    chosen = RECIPES[recipe]
-    rate = _RATE_FROM_SCRATCH if scratch else chosen.rate
-    paramwise = """\
-    constructor='FinetuneOptimWrapperConstructor',
-    # On a frozen network, few features need a higher rate than many.
-    paramwise_cfg=dict(lr_width=1280),
-""" if chosen.backbone else '' if scratch else """\
+    if scratch and not RECIPES[recipe].backbone:
+        rate, paramwise = _RATE_FROM_SCRATCH, ''
+    else:
+        frozen = ', '.join(f'{key}={value}' for key, value in on_frozen(
+            images, batch).items())
+        rate, paramwise = _RATE, f"""\
     constructor='FinetuneOptimWrapperConstructor',
     # Neck and head are new, and ahead of the backbone; of a transformer, the
     # blocks near the image are slower than those near the head. On a frozen
-    # network, few features need a higher rate than many.
+    # network, rate and decay follow the number of features.
     paramwise_cfg=dict(
         head_lr_mult=10., layer_decay_rate='auto', flat_decay_mult=0.,
-        lr_width=1280),
+        frozen=dict({frozen})),
 """
     return f"""optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr={rate}, weight_decay={chosen.decay}),
+    optimizer=dict(type='AdamW', lr={rate}, weight_decay=0.05),
 {paramwise}    clip_grad=dict(max_norm=5.0))
 """
 

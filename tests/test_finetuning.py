@@ -20,7 +20,7 @@ from gap_plugin.cli import first_probe, train
 from gap_plugin.engine import FinetuneOptimWrapperConstructor
 from gap_plugin.engine import device as devices
 from gap_plugin.features.images import BadImages
-from gap_plugin.recipes import RECIPES, epochs_of, warm_up
+from gap_plugin.recipes import epochs_of, on_frozen, warm_up
 from gap_plugin.timm_network import has_convolutions, is_transformer
 
 RATE, AHEAD, DECAY = 3e-4, 10, 0.05
@@ -112,19 +112,48 @@ def test_blocks_of_a_transformer_have_the_rates_of_timm(config):
     assert {n.split('.')[0] for n in found} == {'neck', 'head'}
 
 
-def test_a_head_alone_has_the_rate_of_its_width(config):
-    """Few features need a higher one: 3e-4 is that of 1280."""
-    for recipe, options, decay in (
-            ('finetune', {'model.backbone.frozen_stages': 'all'}, DECAY),
-            ('linear', {}, 0)):
+def test_a_head_alone_has_the_rate_and_decay_of_its_width(config):
+    """Few features need a higher one, and are not learned by heart."""
+    for recipe, options in (
+            ('finetune', {'model.backbone.frozen_stages': 'all'}),
+            ('linear', {})):
         model, optimizer = built(config(
             'test_resnet', '--recipe', recipe, name=recipe), **options)
         assert model.head.in_channels == 96
-        found = settings(model, optimizer)
-        rate, own = found.pop('head.fc.weight')
-        assert (rate, own) == (pytest.approx(RATE * 1280 / 96), decay)
-        assert {rate for rate, _ in found.values()} == {RATE}
-    assert RATE == 3e-4
+        decay = pytest.approx((96 / 1280) ** 2)
+        assert settings(model, optimizer) == {
+            'neck.1.bn.weight': (1e-3, decay), 'neck.1.bn.bias': (1e-3, 0),
+            'head.fc.weight': (pytest.approx(1e-3 * 1280 / 96), decay),
+            'head.fc.bias': (1e-3, 0)}
+
+
+def test_many_features_have_no_more_decay_than_is_given():
+    init_default_scope('mmpretrain')
+    model = MODELS.build(dict(
+        type='TimmFeatureClassifier', backbone=dict(
+            type='TimmFeatureBackbone', model_name='test_resnet',
+            frozen_stages='all'), neck=dict(type='GAPNeck'),
+        head=dict(type='LinearHead', num_classes=2)))
+    optimizer = dict(type='SGD', lr=.1)
+
+    def found(frozen, **optim):
+        return settings(model, build_optim_wrapper(model, dict(
+            constructor='FinetuneOptimWrapperConstructor',
+            paramwise_cfg=dict(frozen=frozen), optimizer=dict(
+                optimizer, **optim))).optimizer)
+
+    assert found(dict(weight_decay=.5, width=48)) == {
+        'head.fc.weight': (.05, .5), 'head.fc.bias': (.1, 0)}
+    # what it leaves out is that of the optimiser
+    assert found(dict(lr=.2), weight_decay=.3) == {
+        'head.fc.weight': (.2, .3), 'head.fc.bias': (.2, .3)}
+    assert found({}) == {'head.fc.weight': (.1, 0), 'head.fc.bias': (.1, 0)}
+
+
+def test_the_decay_of_a_frozen_network_follows_from_the_steps():
+    assert [on_frozen(images, 32)['weight_decay'] for images in (
+        10, 1440, 12_933, 1_281_167, None)] == [1, 1, .33, .034, .3]
+    assert on_frozen(4 * 12_933, 128) == on_frozen(12_933, 32)
 
 
 def test_what_is_frozen_is_not_listed(config, tmp_path, capfd):
@@ -210,8 +239,11 @@ def test_backbones_of_the_host(backbone, norm, last):
     (dict(head_lr_mult=0), 'head_lr_mult'),
     (dict(head_lr_mult='10'), 'head_lr_mult'),
     (dict(head_lr_mult=math.nan), 'head_lr_mult'),
-    (dict(lr_width=0), 'lr_width'),
-    (dict(lr_width=True), 'lr_width'),
+    (dict(frozen=dict(width=0)), 'frozen .* lr, weight_decay, width'),
+    (dict(frozen=dict(width=True)), 'frozen'),
+    (dict(frozen=dict(weight_decay=-1)), 'frozen'),
+    (dict(frozen=dict(rate=1.)), 'frozen'),
+    (dict(frozen=[1.]), 'frozen'),
     (dict(layer_decay_rate=1.5), 'layer_decay_rate'),
     (dict(layer_decay_rate=True), 'layer_decay_rate'),
 ])
@@ -404,9 +436,11 @@ def test_a_run_that_left_nothing_behind_is_probed_on_resume(config,
 
 def test_the_probe_is_that_of_the_linear_recipe(config):
     cfg = Config.fromfile(str(config()))
-    linear = first_probe._linear(cfg)
-    assert linear.optim_wrapper.to_dict() == dict(optimizer=dict(
-        type='AdamW', lr=RECIPES['linear'].rate, weight_decay=0.))
+    linear = first_probe._linear(cfg, 50_000)
+    assert linear.optim_wrapper.to_dict() == dict(
+        optimizer=dict(type='AdamW', lr=1e-3),
+        constructor='FinetuneOptimWrapperConstructor',
+        paramwise_cfg=dict(frozen=on_frozen(50_000, 4)))
     assert cfg.optim_wrapper.constructor  # the config's own stays
 
 

@@ -270,6 +270,27 @@ def test_any_head_is_trained_with_its_own_loss(tmp_path, kind):
         assert (value - before[name]).abs().max() > 0
 
 
+def test_what_a_config_sets_on_fixed_features_is_told_and_changed(tmp_path):
+    train, val = small_stores(tmp_path)
+    model, cfg = digits(SIXTEEN)
+    cfg.optim_wrapper = dict(
+        optimizer=dict(type='AdamW', lr=7., weight_decay=7.),
+        constructor='FinetuneOptimWrapperConstructor',
+        paramwise_cfg=dict(frozen=dict(lr=1e-3, weight_decay=.5, width=32)))
+    trained = Candidates(probe_model(model), 2)
+    wrapper = optimiser(trained, cfg, [{}, dict(lr=1e-2, norm=True)])
+    found = {id(p): (group['lr'], group['weight_decay'])
+             for group in wrapper.optimizer.param_groups
+             for p in group['params']}
+    assert [found[id(one.head.fc.weight)] for one in trained.models] == [
+        (2e-3, .125), (2e-2, .125)]
+    (row, ) = probe(model, cfg, train, val, epochs=1).table
+    assert (row['lr'], row['weight_decay']) == (1e-3, .5)
+    (*_, row) = probe(model, cfg, train, val, epochs=1, select='val',
+                      settings=grid([1e-3, 1e-2], [.1])).table
+    assert (row['lr'], row['weight_decay']) == (1e-2, .1)
+
+
 def test_labels_out_of_range_are_named(tmp_path):
     model, cfg = digits()
     store = fake_store(tmp_path / 'train', [0, 10, 3])

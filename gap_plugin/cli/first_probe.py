@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..features.images import BadImages
 from ..probing import probe, save_whole
-from ..recipes import RECIPES
+from ..recipes import on_frozen
 from ..version import __version__
 from . import console
 from . import probe as command
@@ -28,7 +28,7 @@ def start_from_probe(cfg: Config, args: argparse.Namespace) -> None:
 
     The features are those of the network that the run starts from, frozen;
     they are stored in ``probe/`` of the work dir, and computed once. Neck and
-    head are trained by the recipe ``linear``, whatever that of the config.
+    head are trained as those of frozen networks, whatever that of the config.
     They are not new any more, and no longer ahead of the backbone then.
 
     Args:
@@ -64,7 +64,7 @@ def start_from_probe(cfg: Config, args: argparse.Namespace) -> None:
         told = str(error).rpartition('; ')[0]
         raise ValueError(f'{told}; remove or replace them.') from error
     metainfo = stores['train'].description['metainfo']
-    linear = _linear(cfg)
+    linear = _linear(cfg, len(stores['train']))
     result = probe(model, linear, stores['train'], stores.get('val'),
                    epochs=EPOCHS, metainfo=metainfo)
     path = folder / 'linear_probe.pth'
@@ -78,12 +78,14 @@ def start_from_probe(cfg: Config, args: argparse.Namespace) -> None:
     cfg.load_from, cfg.resume = str(path), False
 
 
-def _linear(cfg: Config) -> Config:
+def _linear(cfg: Config, images: int) -> Config:
     """The config with what a probe is trained by."""
     found = copy.deepcopy(cfg)
-    recipe = RECIPES['linear']
-    found.optim_wrapper = ConfigDict(optimizer=dict(
-        type='AdamW', lr=recipe.rate, weight_decay=recipe.decay))
+    frozen = on_frozen(images, cfg.train_dataloader.batch_size)
+    found.optim_wrapper = ConfigDict(
+        optimizer=dict(type='AdamW', lr=frozen['lr']),
+        constructor='FinetuneOptimWrapperConstructor',
+        paramwise_cfg=dict(frozen=frozen))
     found.param_scheduler = [ConfigDict(
         type='CosineAnnealingLR', end=EPOCHS, convert_to_iter_based=True)]
     found.train_cfg = ConfigDict(by_epoch=True, max_epochs=EPOCHS)

@@ -13,11 +13,12 @@ from ..timm_network import is_transformer
 #: Of transformers, as in the fine-tuning of BEiT, MAE and DINOv2.
 LAYER_DECAY = 0.75
 
-_KEYS = ('head_lr_mult', 'layer_decay_rate', 'lr_width', 'custom_keys',
+_KEYS = ('head_lr_mult', 'layer_decay_rate', 'frozen', 'custom_keys',
          'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
          'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
          'bypass_duplicate')
 
+_FROZEN = ('lr', 'weight_decay', 'width')
 
 #: What FSDP puts into names.
 _SHARD = '_fsdp_wrapped_module'
@@ -30,9 +31,10 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Where the backbone is trained, what lies outside of it has
     ``head_lr_mult`` times the rate of ``optimizer``: new layers that are as
     slow as pretrained ones spoil those. Where it is not (a frozen one, a
-    probe), neck and head have the plain rate, but for ``lr_width``: Adam
-    moves each weight alike, so that a logit of few features moves too slowly
-    at a rate that is right for many (as in https://arxiv.org/abs/2203.03466).
+    probe), neck and head have rate and decay of ``frozen``: Adam moves each
+    weight alike, so that a logit of few features moves too slowly at a rate
+    that is right for many (as in https://arxiv.org/abs/2203.03466), and the
+    more features there are, the sooner they are learned by heart.
 
     A parameter of the backbone has the rate times ``layer_decay_rate ** d``,
     ``d`` being 0 in its last part, 1 in the one ahead of that, and so on, by
@@ -48,10 +50,14 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             - ``layer_decay_rate``: over 0, 1 at most. ``'auto'``: 0.75 for
               transformers that tell the depth of their layers, 1 (the
               default) for others.
-            - ``lr_width``: the width of features that ``lr`` is right for,
-              where the backbone is not trained: a matrix of neck or head
-              that takes C features has ``lr_width / C`` times the rate. By
-              default it has the plain one.
+            - ``frozen``: where the backbone is not trained, ``lr`` and
+              ``weight_decay`` in place of those of ``optimizer``, and the
+              ``width`` that they are right for: a matrix that takes C
+              features has ``width / C`` times the rate, and it and a norm's
+              scale of C have ``(C / width) ** 2`` times the decay, at most
+              all of it. That reaches all but biases, ``flat_decay_mult`` or
+              not: a scale that grows undoes the decay of the matrix behind
+              it. What ``frozen`` leaves out stays as it is.
             - ``flat_decay_mult`` reaches what timm lets no decay reach, too,
               such as position embeddings (``no_weight_decay``); what
               ``custom_keys`` name goes by these.
@@ -73,12 +79,17 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                              f'{", ".join(_KEYS)}.')
         self._ahead = self.paramwise_cfg.get('head_lr_mult', 1.)
         self._decay = self.paramwise_cfg.get('layer_decay_rate', 1.)
-        self._width = self.paramwise_cfg.get('lr_width')
-        for key, value in (('head_lr_mult', self._ahead),
-                           ('lr_width', self._width)):
-            if not (_positive(value) or key == 'lr_width' and value is None):
-                raise ValueError(f'{key} of {name} must be a number over 0, '
-                                 f'got {value!r}.')
+        if not _positive(self._ahead):
+            raise ValueError(f'head_lr_mult of {name} must be a number over '
+                             f'0, got {self._ahead!r}.')
+        self._frozen = self.paramwise_cfg.get('frozen', {})
+        if not isinstance(self._frozen, dict) or set(self._frozen) - set(
+                _FROZEN) or not all(
+                    _positive(value) or (key, value) == ('weight_decay', 0)
+                    for key, value in self._frozen.items()):
+            raise ValueError(f'frozen of {name} must be a dict of '
+                             f'{", ".join(_FROZEN)}, numbers over 0, got '
+                             f'{self._frozen!r}.')
         if self._decay != 'auto' and not (
                 _positive(self._decay) and self._decay <= 1):
             raise ValueError(f"layer_decay_rate of {name} must be 'auto', or "
@@ -91,10 +102,41 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(self, params: list[dict], module: nn.Module,
                    prefix: str = '', **kwargs: Any) -> None:
         """As MMEngine's, then the rates of the whole model."""
+        backbone = None if prefix else getattr(module, 'backbone', None)
+        frozen = backbone is not None and not any(
+            value.requires_grad for value in backbone.parameters())
+        if frozen:
+            self.base_lr = self._frozen.get('lr', self.base_lr)
+            if 'weight_decay' in self._frozen:
+                self.base_wd = self._frozen['weight_decay']
+                self.paramwise_cfg = {
+                    'bias_decay_mult': 0., **self.paramwise_cfg,
+                    'flat_decay_mult': None}
         super().add_params(params, module, prefix, **kwargs)
-        backbone = getattr(module, 'backbone', None)
-        if prefix or backbone is None:
-            return
+        if frozen:
+            self._follow_width(params)
+        elif backbone is not None:
+            self._grade(params, backbone)
+
+    def _follow_width(self, params: list[dict]) -> None:
+        """Rates and decays of what is trained on fixed features."""
+        for group in params:
+            group.setdefault('lr', self.base_lr)
+            if self.base_wd is not None:
+                group.setdefault('weight_decay', self.base_wd)
+            if 'width' not in self._frozen:
+                continue
+            (value, ) = group['params']
+            matrix = value.ndim > 1
+            share = (value[0].numel() if matrix else len(value)
+                     ) / self._frozen['width']
+            if matrix:
+                group['lr'] /= share
+            if self.base_wd is not None:
+                group['weight_decay'] *= min(share, 1) ** 2
+
+    def _grade(self, params: list[dict], backbone: nn.Module) -> None:
+        """Rates and decays where the backbone is trained."""
         names = {id(value): name for name, value in
                  backbone.named_parameters()}
         if any(_SHARD in name for name in names.values()):
@@ -106,13 +148,6 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for group in params:
             (inside if id(group['params'][0]) in names else
              outside).append(group)
-        if not inside:
-            for group in outside if self._width else ():
-                (value, ) = group['params']
-                if value.ndim > 1:
-                    group['lr'] = (group.get('lr', self.base_lr)
-                                   * self._width / value[0].numel())
-            return
         for group in outside:
             group['lr'] = group.get('lr', self.base_lr) * self._ahead
         decay = self._decay

@@ -38,8 +38,11 @@ def optimiser(trained: Candidates, cfg: Config,
         if optimizer['type'] in [one.__name__ for one in _FUSED] and not (
                 _IMPLEMENTATIONS & set(optimizer)):
             optimizer['fused'] = True
-        optimizer.update({key: value for key, value in setting.items()
-                          if key != 'norm'})
+        changed = {key: value for key, value in setting.items()
+                   if key != 'norm'}
+        optimizer.update(changed)
+        frozen = _frozen(own)
+        frozen.update({key: changed[key] for key in frozen.keys() & changed})
         made.append(build_optim_wrapper(model, ConfigDict(own)))
     each = [one.optimizer for one in made]
     if len(each) > 1:
@@ -53,6 +56,18 @@ def optimiser(trained: Candidates, cfg: Config,
             group['lr'] *= (cfg.train_dataloader.batch_size
                             / scaled['base_batch_size'])
     return made[0]
+
+
+def own_setting(cfg: Config) -> dict[str, float]:
+    """Rate and decay that the optimiser of a config has in a probe."""
+    found = dict(cfg.optim_wrapper.optimizer, **_frozen(cfg.optim_wrapper))
+    return {key: found[key] for key in ('lr', 'weight_decay')
+            if key in found}
+
+
+def _frozen(optim_wrapper: dict) -> dict:
+    """What FinetuneOptimWrapperConstructor sets on fixed features."""
+    return (optim_wrapper.get('paramwise_cfg') or {}).get('frozen', {})
 
 
 class _Each(torch.optim.Optimizer):

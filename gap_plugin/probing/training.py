@@ -21,6 +21,7 @@ from .metrics import evaluate, numbers
 from .optimiser import (
     check_settings,
     optimiser,
+    own_setting,
     schedulers,
     tell_left_out,
     update,
@@ -134,8 +135,7 @@ def probe(model: nn.Module, cfg: Config, train: FeatureStore | list,
                 part = of_setting(short, settings[chosen])
                 run.train(Candidates(part, 1), {chosen: settings[chosen]},
                           rows, val_rows)
-    own = {key: cfg.optim_wrapper.optimizer[key] for key in (
-        'lr', 'weight_decay') if key in cfg.optim_wrapper.optimizer}
+    own = own_setting(cfg)
     kept = Candidates(short, 1)
     if kept.diverged()[0]:
         raise ValueError('the probe has diverged, its weights are not finite:'

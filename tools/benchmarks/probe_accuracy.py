@@ -49,10 +49,10 @@ SHARE = dict(digits=0.8, folder=2 / 3)
 EPOCHS = 100
 #: Single settings of the probe that are compared.
 DEFAULTS = {
-    'probe': dict(lr=3e-4),
-    'probe, no BN': dict(lr=3e-4, norm=False),
-    'probe, no BN, 5e-4': dict(lr=5e-4, norm=False),
-    'probe, 1e-3, decay 1': dict(lr=1e-3, weight_decay=1.)}
+    'probe': {},
+    'probe, no decay': dict(weight_decay=0.),
+    'probe, 3e-4, no decay': dict(lr=3e-4, weight_decay=0.),
+    'probe, no BN': dict(norm=False)}
 
 
 def classifier(name: str, args: argparse.Namespace,

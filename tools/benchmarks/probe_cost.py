@@ -8,8 +8,8 @@ after every epoch, the final checkpoint) and ``test.py`` on the same images, by
 eager torch in torch's own layout. For digits, once, two epochs of frozen
 training (``lr_mult=0``) by MMPretrain's own tool, extrapolated to as many
 epochs; for files, where the time of a first probe goes, and a bare loop over
-the same files: Pillow, timm's transform, a DataLoader of as many workers, the
-same engine, and no store.
+the same files: timm's loader with as many workers, no store, and the same
+engine; on a GPU, timm's network in channels-last.
 """
 
 import argparse
@@ -25,10 +25,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import paired
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TOOLS = Path(__file__).parents[1]
 
@@ -57,30 +63,42 @@ def run(script: Path, *args: object) -> Run:
                done.stdout + done.stderr)
 
 
-def photographs(folder: Path, count: int) -> None:
-    """Files of images."""
-    import numpy as np
+@cache
+def whole(name: str) -> 'Image.Image':
+    """A photograph that scikit-image ships."""
     from PIL import Image
     from skimage import data
-    rng = np.random.default_rng(0)
-    names = ('astronaut', 'cat', 'coffee', 'rocket')
-    for i in range(count):
-        name = names[i % len(names)]
-        photo = Image.fromarray(getattr(data, name)())
-        left, top = (int(rng.integers(0, side // 4)) for side in photo.size)
-        path = folder / name / f'{i}.jpg'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photo.crop((left, top, left + 3 * photo.width // 4,
-                    top + 3 * photo.height // 4)).resize((500, 400)).save(
-                        path, quality=90)
+    return Image.fromarray(getattr(data, name)())
 
 
-def config_of(network: str, folder: Path, weights: str | None) -> Path:
+def photograph(folder: Path, i: int) -> None:
+    """A file of a part of one of four photographs."""
+    import numpy as np
+    rng = np.random.default_rng(i)
+    name = ('astronaut', 'cat', 'coffee', 'rocket')[i % 4]
+    photo = whole(name)
+    left, top = (int(rng.integers(0, side // 4)) for side in photo.size)
+    path = folder / name / f'{i}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo.crop((left, top, left + 3 * photo.width // 4,
+                top + 3 * photo.height // 4)).resize((500, 400)).save(
+                    path, quality=90)
+
+
+def photographs(folder: Path, count: int) -> None:
+    """Files of images."""
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(photograph, folder), range(count),
+                      chunksize=50))
+
+
+def config_of(network: str, folder: Path, weights: str | None,
+              workers: int) -> Path:
     """A config for the files, and ``all.txt``, all of them."""
     config = folder / 'config.py'
     run(TOOLS / 'make_config.py', network, '--data-root', folder / 'images',
         *(['--checkpoint', weights] if weights else []), '--recipe', 'linear',
-        '--workers', 2, '--out', config)
+        '--workers', workers, '--out', config)
     (folder / 'all.txt').write_text(''.join(
         (folder / f'config_{split}.txt').read_text(encoding='utf-8')
         for split in ('train', 'val')), encoding='utf-8')
@@ -120,37 +138,40 @@ def split_up(args: list[str]) -> None:
     print(json.dumps(dict(seconds, whole=time.perf_counter() - start)))
 
 
-def bare(network: str, folder: Path, batch: int) -> None:
+def bare(network: str, folder: str, batch: str, workers: str,
+         amp: str = '') -> None:
     """The loop that a person writes by hand."""
     import timm
     import torch
-    from PIL import Image
-    from timm.data import create_transform, resolve_data_config
-    from torch.utils.data import DataLoader, Dataset
+    from timm.data import create_dataset, create_loader, resolve_data_config
 
     from gap_plugin.features import fastest
-    model = timm.create_model(network, num_classes=0).eval()
-    transform = create_transform(**resolve_data_config(model=model))
-
-    class Files(Dataset):
-        def __init__(self) -> None:
-            self.paths = sorted((folder / 'images').rglob('*.jpg'))
-
-        def __len__(self) -> int:
-            return len(self.paths)
-
-        def __getitem__(self, i: int) -> torch.Tensor:
-            return transform(Image.open(self.paths[i]).convert('RGB'))
-
+    cuda = torch.cuda.is_available()
+    device = torch.device('cuda' if cuda else 'cpu')
+    model = timm.create_model(network, num_classes=0).eval().to(device)
+    data = resolve_data_config(model=model)
+    files = create_dataset('', root=Path(folder, 'images'))
     start = time.perf_counter()
+    loader = create_loader(
+        files, data['input_size'], int(batch), use_prefetcher=cuda,
+        interpolation=data['interpolation'], mean=data['mean'],
+        std=data['std'], crop_pct=data['crop_pct'], num_workers=int(workers),
+        pin_memory=cuda, device=device)
     engine, found = None, []
-    for images in DataLoader(Files(), batch, num_workers=2):
-        if engine is None:
-            engine = fastest(model, images, count=len(Files()))
-        found.append(engine(images))
-    torch.cat(found)
+    if cuda:
+        engine = model.to(memory_format=torch.channels_last)
+    with torch.inference_mode(), (
+            torch.autocast(device.type, torch.bfloat16) if amp
+            else nullcontext()):
+        for images, _ in loader:
+            if cuda:
+                images = images.contiguous(memory_format=torch.channels_last)
+            elif engine is None:
+                engine = fastest(model, images, count=len(files))
+            found.append(engine(images))
+        torch.cat(found).cpu()
     print(json.dumps(dict(passes=time.perf_counter() - start,
-                          engine=engine.name)))
+                          engine=getattr(engine, 'name', 'timm'))))
 
 
 def last(text: str) -> dict:
@@ -209,6 +230,11 @@ def main() -> None:
                         help='files in place of the digits')
     parser.add_argument('--network', default='tf_efficientnet_lite0',
                         help='for files')
+    parser.add_argument('--workers', type=int, default=2, help='for files')
+    parser.add_argument('--passes', action='store_true',
+                        help='files, without the pairs with test.py')
+    parser.add_argument('--amp', action='store_true',
+                        help='mixed precision of passes over files')
     parser.add_argument('--weights', help='of the network; random for files '
                         'if there are none')
     parser.add_argument('--out', help='JSON file for the raw figures')
@@ -232,20 +258,25 @@ def main() -> None:
         folder = Path(folder)
         if args.images:
             photographs(folder / 'images', args.images)
-            config = config_of(args.network, folder, args.weights)
+            config = config_of(args.network, folder, args.weights,
+                               args.workers)
             if not args.weights:
                 options.append('model.backbone.pretrained=False')
-            for row in pairs(config, options, 'test_dataloader.dataset.'
-                             f'ann_file={folder / "all.txt"}', folder, args):
+            for row in () if args.passes else pairs(
+                    config, options, 'test_dataloader.dataset.ann_file='
+                    f'{folder / "all.txt"}', folder, args):
                 keep(row)
-            for _ in range(args.rounds):
+            amp = ['--amp'] if args.amp else []
+            for i in range(args.rounds):
                 parts = last(run(
                     Path(__file__), 'split_up', config, '--freeze', '--epochs',
-                    args.epochs, '--work-dir', folder / 'parts', '--force',
+                    args.epochs, '--work-dir', folder / f'parts_{i}', *amp,
                     '--cfg-options', *options).text)
-                loop = last(run(Path(__file__), 'bare', args.network, folder,
-                                args.batch).text)
-                row = dict(parts=parts, bare=loop,
+                loop = last(run(
+                    Path(__file__), 'bare', args.network, folder, args.batch,
+                    args.workers, *amp).text)
+                row = dict(parts=parts, bare=loop, amp=args.amp,
+                           workers=args.workers,
                            ratio_to_bare=parts['passes'] / loop['passes'])
                 print(row, flush=True)
                 keep(row)
@@ -275,6 +306,6 @@ if __name__ == '__main__':
     if sys.argv[1:2] == ['split_up']:
         split_up(sys.argv[2:])
     elif sys.argv[1:2] == ['bare']:
-        bare(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+        bare(*sys.argv[2:])
     else:
         main()
