@@ -121,9 +121,12 @@ class Candidates:
             options: Its arguments.
         """
         if self.linear and options.keys() == {'max_norm'}:
-            parts = ([self._gradients[None]] if len(self.models) == 1 else
-                     [whole.grad.flatten(1) for whole, _ in self.stacks])
             norm = torch.linalg.vector_norm  # Tensor.norm takes longer
+            if len(self.models) == 1:
+                share = options['max_norm'] / (norm(self._gradients) + 1e-6)
+                self._gradients.mul_(share.clamp(max=1))
+                return
+            parts = [whole.grad.flatten(1) for whole, _ in self.stacks]
             norms = norm(torch.stack([norm(part, dim=1) for part in parts]),
                          dim=0)
             share = options['max_norm'] / (norms + 1e-6)
@@ -157,12 +160,12 @@ class Candidates:
         logits, count = self.logits(x), len(self.models)
         if type(module) in _BY_ROW and module.reduction == 'mean':
             rows = logits.flatten(0, 1)
-            labels = labels[:, None].expand(
-                -1, count, *labels.shape[1:]).flatten(0, 1)
+            if count > 1:
+                labels = labels.repeat_interleave(count, 0)
             if _is_plain(module):  # what is around it takes as long again
-                return dict(loss=functional.cross_entropy(
-                    rows, labels, reduction='sum')
-                    * (module.loss_weight / len(x)))
+                share = count * module.loss_weight
+                loss = functional.cross_entropy(rows, labels)
+                return dict(loss=loss if share == 1 else loss * share)
             return dict(loss=module(rows, labels, avg_factor=len(x)))
         return dict(loss=sum(
             model.head.loss_module(one, labels, avg_factor=len(x)).mean() for

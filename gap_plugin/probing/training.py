@@ -1,5 +1,6 @@
 """Neck and head of a config, trained on stored features."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,20 +206,20 @@ class _Run:
         with bar(self.epochs, told, 'epochs') as advance:
             for epoch in range(self.epochs):
                 trained.train()
-                sums: dict[str, torch.Tensor] = {}
+                points: dict[str, list[torch.Tensor]] = defaultdict(list)
                 for chosen in batches.of(epoch):
                     schedule.apply(step)
                     losses = trained.loss(*rows.take(chosen, epoch))
                     update(wrapper, trained, losses['loss'])
                     for key, value in losses.items():
-                        sums[key] = sums.get(key, 0) + value.detach()
+                        points[key].append(value.detach())
                     step += 1
                 if val_rows is not None:
                     found = self.evaluate(trained, val_rows)
                     self.score(found[0])
                 self._draw(epoch + 1, settings, found, wrapper, {
-                    key: float(value) / len(batches)
-                    for key, value in sums.items()})
+                    key: float(torch.stack(values).mean())
+                    for key, values in points.items()})
                 if after is not None:
                     after(epoch + 1, found)
                 advance(1)
