@@ -83,7 +83,8 @@ def on_frozen(images: int | None, batch: int) -> dict[str, float]:
     https://arxiv.org/abs/1711.05101. See configs/README.md.
 
     Args:
-        images: Number of training images; None if not known: then 16 000.
+        images: Number of training images; None if not known: then as many
+            as give 500 steps an epoch.
         batch: Images a step.
     """
     steps = _steps(images or 500 * batch, batch)
@@ -110,7 +111,7 @@ def optim_wrapper_text(recipe: str, scratch: bool, images: int | None,
     constructor='FinetuneOptimWrapperConstructor',
     # Neck and head are new, and ahead of the backbone; of a transformer, the
     # blocks near the image are slower than those near the head. On a frozen
-    # network, rate and decay follow the number of features.
+    # network, rate and decay are those of frozen, and follow its width.
     paramwise_cfg=dict(
         head_lr_mult=10., layer_decay_rate='auto', flat_decay_mult=0.,
         frozen=dict({frozen})),

@@ -123,6 +123,27 @@ def test_auto_is_the_fastest_that_pays(count, torch_s, onnx_s, amp, device,
     assert 'onnxruntime' not in made
 
 
+def test_what_cannot_be_compiled_is_run_by_the_next_best(monkeypatch):
+    def fails(*_):
+        raise RuntimeError('no compiler')
+
+    monkeypatch.setitem(engines._MAKERS, 'compile', fails)
+    monkeypatch.setitem(engines._MAKERS, 'channels_last', lambda *_:
+                        engines.Engine('next', lambda _: torch.zeros(2)))
+    monkeypatch.setattr(engines, '_mixed', lambda *_: lambda _: torch.zeros(2))
+    monkeypatch.setattr(engines, '_allowed', lambda *_: 0.)
+    with pytest.warns(UserWarning, match='no compiler; next runs it'):
+        assert fastest(Small(), Images('cuda')).name == 'next'
+
+
+def test_a_store_of_two_engines_is_of_neither():
+    mixed = 'onnxruntime 1.32.0, torch channels_last'
+    assert [engines.is_of(mixed, asked) for asked in (
+        'auto', 'onnxruntime', 'torch')] == [True, False, False]
+    assert engines.is_of('onnxruntime 1.31.0, onnxruntime 1.32.0',
+                         'onnxruntime')
+
+
 def test_images_of_another_size_are_run_all_the_same():
     module = Small()
     run = fastest(module, images(2), engine='onnxruntime')

@@ -136,18 +136,41 @@ def test_many_features_have_no_more_decay_than_is_given():
         head=dict(type='LinearHead', num_classes=2)))
     optimizer = dict(type='SGD', lr=.1)
 
-    def found(frozen, **optim):
+    def found(frozen, custom_keys={}, **optim):
         return settings(model, build_optim_wrapper(model, dict(
             constructor='FinetuneOptimWrapperConstructor',
-            paramwise_cfg=dict(frozen=frozen), optimizer=dict(
-                optimizer, **optim))).optimizer)
+            paramwise_cfg=dict(frozen=frozen, custom_keys=custom_keys),
+            optimizer=dict(optimizer, **optim))).optimizer)
 
     assert found(dict(weight_decay=.5, width=48)) == {
         'head.fc.weight': (.05, .5), 'head.fc.bias': (.1, 0)}
+    # a number alone, a bias and what is named have no width
+    model.head.scale = torch.nn.Parameter(torch.ones(()))
+    model.head.magnitude = torch.nn.Parameter(torch.ones(2, 1))
+    assert found(dict(weight_decay=.5, width=4800)) == {
+        'head.fc.weight': (pytest.approx(5.), pytest.approx(.5 / 50 ** 2)),
+        'head.fc.bias': (.1, 0), 'head.scale': (.1, .5),
+        'head.magnitude': (.1, .5)}
+    assert found(dict(width=4800), weight_decay=.3)['head.fc.bias'] == (.1, .3)
+    del model.head.scale, model.head.magnitude
+    assert found(dict(weight_decay=.5, width=4800), custom_keys={
+        'head.fc': dict(lr_mult=2.)})['head.fc.weight'] == (.2, .5)
     # what it leaves out is that of the optimiser
     assert found(dict(lr=.2), weight_decay=.3) == {
         'head.fc.weight': (.2, .3), 'head.fc.bias': (.2, .3)}
     assert found({}) == {'head.fc.weight': (.1, 0), 'head.fc.bias': (.1, 0)}
+
+
+def test_a_constructor_serves_frozen_and_trained_models(config):
+    path = config('test_resnet')
+    trained, _ = built(path)
+    frozen, _ = built(path, **{'model.backbone.frozen_stages': 'all'})
+    given = Config.fromfile(str(path)).optim_wrapper
+    constructor = FinetuneOptimWrapperConstructor(
+        dict(optimizer=given.optimizer), given.paramwise_cfg)
+    first, _, third = (settings(model, constructor(model).optimizer)
+                       for model in (trained, frozen, trained))
+    assert first == third
 
 
 def test_the_decay_of_a_frozen_network_follows_from_the_steps():
@@ -266,10 +289,12 @@ def test_divided_parameters_are_refused():
             self.backbone = torch.nn.ModuleDict(
                 dict(_fsdp_wrapped_module=torch.nn.Linear(1, 1)))
 
-    with pytest.raises(ValueError, match='FSDP'):
-        FinetuneOptimWrapperConstructor(
-            dict(optimizer=dict(type='SGD', lr=.1)),
-            dict(head_lr_mult=2.)).add_params([], Divided())
+    for trained in (True, False):
+        with pytest.raises(ValueError, match='FSDP'):
+            FinetuneOptimWrapperConstructor(
+                dict(optimizer=dict(type='SGD', lr=.1)),
+                dict(head_lr_mult=2.)).add_params(
+                    [], Divided().requires_grad_(trained))
 
 
 @pytest.mark.parametrize('network, nhwc, transformer', [

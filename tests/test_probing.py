@@ -20,6 +20,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from commands import DIGITS, OURS, STOCK, python, reported
+from errors import one_line
 from gap_plugin.cli.probe import check_flags, flags, probe_rows
 from gap_plugin.features import StoreWriter, extract
 from gap_plugin.probing import (
@@ -67,6 +68,7 @@ def run_probe(options, folder, epochs=3, **kwargs):
 
 AS_TRAINED = {
     'plain': {},
+    'clipped': {'optim_wrapper.clip_grad.max_norm': .3},
     'a sampler': {'train_dataloader.sampler': dict(type='ByClass',
                                                    _delete_=True)},
     'scores': {'model.data_preprocessor': dict(to_onehot=True),
@@ -286,9 +288,23 @@ def test_what_a_config_sets_on_fixed_features_is_told_and_changed(tmp_path):
         (2e-3, .125), (2e-2, .125)]
     (row, ) = probe(model, cfg, train, val, epochs=1).table
     assert (row['lr'], row['weight_decay']) == (1e-3, .5)
+    # another constructor knows nothing of it
+    cfg.optim_wrapper.constructor = 'DefaultOptimWrapperConstructor'
+    (row, ) = probe(model, cfg, train, val, epochs=1).table
+    assert (row['lr'], row['weight_decay']) == (7, 7)
     (*_, row) = probe(model, cfg, train, val, epochs=1, select='val',
                       settings=grid([1e-3, 1e-2], [.1])).table
     assert (row['lr'], row['weight_decay']) == (1e-2, .1)
+
+
+def test_nothing_left_to_train_is_named(tmp_path):
+    model, cfg = digits(SIXTEEN)
+    model.head.requires_grad_(False)
+    train, val = small_stores(tmp_path)
+    with pytest.raises(ValueError, match='nothing .* left to train') as error:
+        probe(model, cfg, train, val, epochs=1,
+              settings=grid([1e-3], None, [True, False]))
+    one_line(error)
 
 
 def test_labels_out_of_range_are_named(tmp_path):

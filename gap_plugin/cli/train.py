@@ -157,7 +157,8 @@ def _train(cfg: Config, args: argparse.Namespace) -> None:
         raise ValueError(
             f'the loss was NaN or infinite, first in {shown.not_finite[0]}, '
             'and the checkpoints since then hold what came of it: lower '
-            'optim_wrapper.optimizer.lr, set optim_wrapper.clip_grad='
+            'optim_wrapper.optimizer.lr (of a frozen backbone, '
+            'paramwise_cfg.frozen.lr), set optim_wrapper.clip_grad='
             'dict(max_norm=1.), or train without --amp.')
 
 

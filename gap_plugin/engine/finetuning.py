@@ -55,9 +55,10 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
               ``width`` that they are right for: a matrix that takes C
               features has ``width / C`` times the rate, and it and a norm's
               scale of C have ``(C / width) ** 2`` times the decay, at most
-              all of it. That reaches all but biases, ``flat_decay_mult`` or
-              not: a scale that grows undoes the decay of the matrix behind
-              it. What ``frozen`` leaves out stays as it is.
+              all of it. That decay reaches all but biases,
+              ``flat_decay_mult`` or not: a scale that grows undoes the decay
+              of the matrix behind it. What ``frozen`` leaves out, and what
+              ``custom_keys`` name, stays as it is.
             - ``flat_decay_mult`` reaches what timm lets no decay reach, too,
               such as position embeddings (``no_weight_decay``); what
               ``custom_keys`` name goes by these.
@@ -82,7 +83,7 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not _positive(self._ahead):
             raise ValueError(f'head_lr_mult of {name} must be a number over '
                              f'0, got {self._ahead!r}.')
-        self._frozen = self.paramwise_cfg.get('frozen', {})
+        self._frozen = self.paramwise_cfg.get('frozen') or {}
         if not isinstance(self._frozen, dict) or set(self._frozen) - set(
                 _FROZEN) or not all(
                     _positive(value) or (key, value) == ('weight_decay', 0)
@@ -103,47 +104,58 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                    prefix: str = '', **kwargs: Any) -> None:
         """As MMEngine's, then the rates of the whole model."""
         backbone = None if prefix else getattr(module, 'backbone', None)
-        frozen = backbone is not None and not any(
-            value.requires_grad for value in backbone.parameters())
-        if frozen:
-            self.base_lr = self._frozen.get('lr', self.base_lr)
-            if 'weight_decay' in self._frozen:
-                self.base_wd = self._frozen['weight_decay']
-                self.paramwise_cfg = {
-                    'bias_decay_mult': 0., **self.paramwise_cfg,
-                    'flat_decay_mult': None}
-        super().add_params(params, module, prefix, **kwargs)
-        if frozen:
-            self._follow_width(params)
-        elif backbone is not None:
+        if backbone is None:
+            super().add_params(params, module, prefix, **kwargs)
+            return
+        if any(_SHARD in name for name, _ in module.named_parameters()):
+            raise ValueError(
+                f'{type(self).__name__} finds neither depth nor width of '
+                'parameters that FSDP has divided: leave constructor and '
+                'paramwise_cfg out of optim_wrapper.')
+        if any(value.requires_grad for value in backbone.parameters()):
+            super().add_params(params, module, prefix, **kwargs)
             self._grade(params, backbone)
+            return
+        own = self.base_lr, self.base_wd, self.paramwise_cfg
+        self.base_lr = self._frozen.get('lr', self.base_lr)
+        if 'weight_decay' in self._frozen:
+            self.base_wd = self._frozen['weight_decay']
+            self.paramwise_cfg = {'bias_decay_mult': 0., **self.paramwise_cfg,
+                                  'flat_decay_mult': None}
+        try:
+            super().add_params(params, module, prefix, **kwargs)
+            self._follow_width(params, module)
+        finally:  # it may be asked for another model
+            self.base_lr, self.base_wd, self.paramwise_cfg = own
 
-    def _follow_width(self, params: list[dict]) -> None:
+    def _follow_width(self, params: list[dict], module: nn.Module) -> None:
         """Rates and decays of what is trained on fixed features."""
+        names = {id(value): name for name, value in module.named_parameters()}
+        custom = ('bias', *self.paramwise_cfg.get('custom_keys', ()))
         for group in params:
             group.setdefault('lr', self.base_lr)
             if self.base_wd is not None:
                 group.setdefault('weight_decay', self.base_wd)
-            if 'width' not in self._frozen:
-                continue
             (value, ) = group['params']
             matrix = value.ndim > 1
-            share = (value[0].numel() if matrix else len(value)
-                     ) / self._frozen['width']
+            features = value[0].numel() if matrix else value.numel()
+            if ('width' not in self._frozen or features == 1
+                    or any(key in names[id(value)] for key in custom)):
+                continue
+            share = features / self._frozen['width']
             if matrix:
                 group['lr'] /= share
             if self.base_wd is not None:
                 group['weight_decay'] *= min(share, 1) ** 2
+        if self._frozen:
+            print_log(f'frozen backbone: lr {self.base_lr:.3g} and weight '
+                      f'decay {self.base_wd or 0:.3g}, by '
+                      'paramwise_cfg.frozen', 'current')
 
     def _grade(self, params: list[dict], backbone: nn.Module) -> None:
         """Rates and decays where the backbone is trained."""
         names = {id(value): name for name, value in
                  backbone.named_parameters()}
-        if any(_SHARD in name for name in names.values()):
-            raise ValueError(
-                f'{type(self).__name__} finds no depth of parameters that '
-                'FSDP has divided: leave constructor and paramwise_cfg out '
-                'of optim_wrapper.')
         inside, outside = [], []
         for group in params:
             (inside if id(group['params'][0]) in names else

@@ -69,6 +69,9 @@ class Candidates:
             self._scale, self._shift = self._stacked(norms)
             for norm in norms[1:]:  # statistics of the same features
                 norm._buffers = norms[0]._buffers
+            if not self.stacks:
+                raise ValueError('without its BNNeck nothing of this model '
+                                 'is left to train: leave norm=False out.')
             self._gradients = self._in_one_tensor()
 
     def _stacked(self, layers: list[nn.Module]

@@ -67,7 +67,9 @@ def own_setting(cfg: Config) -> dict[str, float]:
 
 def _frozen(optim_wrapper: dict) -> dict:
     """What FinetuneOptimWrapperConstructor sets on fixed features."""
-    return (optim_wrapper.get('paramwise_cfg') or {}).get('frozen', {})
+    if optim_wrapper.get('constructor') != 'FinetuneOptimWrapperConstructor':
+        return {}
+    return (optim_wrapper.get('paramwise_cfg') or {}).get('frozen') or {}
 
 
 class _Each(torch.optim.Optimizer):

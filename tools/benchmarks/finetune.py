@@ -4,6 +4,8 @@ Images/s and peak memory of training steps on the same synthetic batches: on
 one side MMEngine's runner with its hooks, on the other timm's network with its
 own classifier, cross entropy, AdamW. Both take uint8 images and normalise
 them. With a GPU, ``--amp float16`` or ``bfloat16`` and ``--channels-last``.
+``--formats`` compares that loop with itself: in channels-last, and there in
+bfloat16.
 """
 
 import argparse
@@ -112,6 +114,19 @@ def theirs(name: str, batch: int, amp: str | None, last: bool) -> Callable:
     return step
 
 
+def formats(name: str, batch: int, rounds: int) -> dict:
+    """Ratios of timm's loop in channels-last, and there in bfloat16."""
+    found = dict(network=name, batch=batch)
+    for key, one, other in (
+            ('channels_last', (None, True), (None, False)),
+            ('bfloat16', ('bfloat16', True), (None, True))):
+        pair = paired.paired_ratio(theirs(name, batch, *one),
+                                   theirs(name, batch, *other), rounds)
+        found.update({key: pair['ratio'], f'{key}_ratios': pair['ratios']})
+    print(found, flush=True)
+    return found
+
+
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -122,10 +137,12 @@ def main() -> None:
     parser.add_argument('--memory-runs', type=int, default=1)
     parser.add_argument('--amp', choices=['float16', 'bfloat16'])
     parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--formats', action='store_true')
     parser.add_argument('--out', help='JSON file for the raw figures')
     args = parser.parse_args()
-    rows = []
-    for name in args.networks:
+    rows = ([formats(name, args.batch, args.rounds)
+             for name in args.networks] if args.formats else [])
+    for name in () if args.formats else args.networks:
         settings = (name, args.batch, args.amp, args.channels_last)
         # images/s, so that more is better: theirs over ours
         found = paired.paired_ratio(theirs(*settings), ours(*settings),
