@@ -52,6 +52,7 @@ def knn(train: FeatureStore, val: FeatureStore,
                 max(counts))  # sorted
             labels[rows] = torch.cat([labels[rows], their[places]], 1).gather(
                 1, nearest)
+        del known  # or there are two blocks while the next one is read
     # of the nearest one 1, so that nothing overflows
     weights = ((similar - similar[:, :1]) / TEMPERATURE).exp()
     truth = torch.tensor(np.array(val.labels))

@@ -13,7 +13,6 @@ engine; on a GPU, timm's network in channels-last.
 """
 
 import argparse
-import inspect
 import json
 import os
 import re
@@ -26,15 +25,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import paired
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 TOOLS = Path(__file__).parents[1]
 
@@ -64,7 +59,7 @@ def run(script: Path, *args: object) -> Run:
 
 
 @cache
-def whole(name: str) -> 'Image.Image':
+def whole(name: str) -> Any:
     """A photograph that scikit-image ships."""
     from PIL import Image
     from skimage import data
@@ -160,9 +155,8 @@ def bare(network: str, folder: str, batch: str, workers: str,
     engine, found = None, []
     if cuda:
         engine = model.to(memory_format=torch.channels_last)
-    with torch.inference_mode(), (
-            torch.autocast(device.type, torch.bfloat16) if amp
-            else nullcontext()):
+    with torch.inference_mode(), torch.autocast(
+            device.type, torch.bfloat16, enabled=bool(amp)):
         for images, _ in loader:
             if cuda:
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -240,13 +234,11 @@ def main() -> None:
     parser.add_argument('--out', help='JSON file for the raw figures')
     args = parser.parse_args()
     options = [
+        'model.backbone.channels_last=False',
         f'model.backbone.img_size={args.size}',
         *(f'{s}_dataloader.batch_size={args.batch}'
           for s in ('train', 'val', 'test'))
     ]
-    from gap_plugin.models import TimmFeatureBackbone
-    if 'channels_last' in inspect.signature(TimmFeatureBackbone).parameters:
-        options.append('model.backbone.channels_last=False')
     rows: list[dict] = []
 
     def keep(row: dict) -> None:
